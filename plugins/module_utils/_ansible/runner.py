@@ -1,0 +1,106 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""The one translator between operations and Ansible: the only place that calls exit_json, fail_json and warn.
+
+It never does so inside a coroutine: the JSON would be printed before the clean-up of the coroutine runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import typing as t
+
+from .._errors import BlockOpsError, InputInvalid
+from .._ops._outcome import Outcome
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+    Operation = t.Callable[[], t.Awaitable[Outcome]]
+    VmOperation = t.Callable[[dict[str, t.Any]], t.Awaitable[Outcome]]
+
+
+def run(module: AnsibleModule, operation: Operation) -> t.NoReturn:
+    """Run an operation on one thing and end the module with its outcome."""
+
+    async def guarded() -> Outcome:
+        try:
+            return await operation()
+        except BlockOpsError as exc:
+            return Outcome(changed=False, error=exc)
+
+    outcome = asyncio.run(guarded())
+    for warning in outcome.warnings:
+        module.warn(warning)
+    result = dict(outcome.result, changed=outcome.changed)
+    if outcome.before is not None or outcome.after is not None:
+        result["diff"] = {"before": outcome.before, "after": outcome.after}
+    if outcome.error is not None:
+        module.fail_json(msg=str(outcome.error), error=outcome.error.to_result(), **result)
+    module.exit_json(**result)
+
+
+def run_vms(module: AnsibleModule, operation: VmOperation, *, failing: bool = True) -> t.NoReturn:
+    """Run an operation on every entry of ``vms``, at most ``max_parallel`` at a time, and end the module.
+
+    One failing VM never stops the others; the module fails at the end and names those that failed, unless
+    ``failing`` is false (readers report what they could not reach and go on).
+    """
+    entries: list[dict[str, t.Any]] = module.params["vms"]
+    refused = _duplicates(entries)
+    if refused is not None:
+        module.fail_json(msg=str(refused), error=refused.to_result())
+    outcomes = asyncio.run(_all(entries, operation, module.params["max_parallel"]))
+    _exit_vms(module, list(zip(entries, outcomes)), failing=failing)
+
+
+def _duplicates(entries: list[dict[str, t.Any]]) -> InputInvalid | None:
+    """Two entries of one name would share a result and a directory in the repository."""
+    for key in ("name", "socket"):
+        seen: set[str] = set()
+        for entry in entries:
+            value = entry.get(key)
+            if value in seen:
+                return InputInvalid(message=f"Two entries of vms have the {key} {value!r}; each VM needs its own.")
+            if value is not None:
+                seen.add(value)
+    return None
+
+
+async def _all(entries: list[dict[str, t.Any]], operation: VmOperation, max_parallel: int) -> list[Outcome]:
+    room = asyncio.Semaphore(max_parallel)
+
+    async def one(entry: dict[str, t.Any]) -> Outcome:
+        async with room:
+            try:
+                return await operation(entry)
+            except BlockOpsError as exc:
+                return Outcome(changed=False, error=exc)
+
+    return list(await asyncio.gather(*(one(entry) for entry in entries)))
+
+
+def _exit_vms(module: AnsibleModule, pairs: list[tuple[dict[str, t.Any], Outcome]], *, failing: bool) -> t.NoReturn:
+    vms: list[dict[str, t.Any]] = []
+    before: dict[str, t.Any] = {}
+    after: dict[str, t.Any] = {}
+    failed: list[str] = []
+    for entry, outcome in pairs:
+        vm = {"name": entry.get("name"), "socket": entry.get("socket"), **outcome.result, "changed": outcome.changed}
+        name = vm["name"] or vm["socket"]
+        if outcome.error is not None:
+            vm["error"] = outcome.error.to_result()
+            failed.append(f"{name}: {outcome.error}")
+        for warning in outcome.warnings:
+            module.warn(f"{name}: {warning}")
+        if outcome.before is not None or outcome.after is not None:
+            before[name], after[name] = outcome.before, outcome.after
+        vms.append(vm)
+    result: dict[str, t.Any] = {"vms": vms, "changed": any(vm["changed"] for vm in vms)}
+    if before or after:
+        result["diff"] = {"before": before, "after": after}
+    if failed and failing:
+        count = f"{len(failed)} of {len(vms)} VMs failed. " if len(vms) > 1 else ""
+        module.fail_json(msg=count + " | ".join(failed), **result)
+    module.exit_json(**result)

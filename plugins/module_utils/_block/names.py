@@ -1,0 +1,66 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""Names of what we make inside QEMU, and how to recognise them again. Nothing without such a name is ever touched.
+
+A bitmap is named after the backup it follows: ``bo-<repository id>-<backup id>``. Nodes, jobs and short-lived bitmaps
+of one run are ``bo-<repository id>-<last 8 digits of the backup id>-<drive number>-<role>``, at most 31 bytes, which
+is QEMU's limit for node names. The repository id keeps two repositories of one VM out of each other's way.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_BITMAP = re.compile(r"bo-([0-9a-f]{8})-(\d{8}T\d{6}Z-[0-9a-f]{8})")
+_OBJECT = re.compile(r"bo-([0-9a-f]{8})-([0-9a-f]{8})-(\d{1,2})-([a-z]{1,7})")
+
+# At most this many drives of one VM fit into the two digits.
+MAX_DRIVES = 100
+
+
+@dataclass(frozen=True)
+class BitmapName:
+    """Which backup of which repository a tracking bitmap follows."""
+
+    repository: str
+    backup: str
+
+
+@dataclass(frozen=True)
+class ObjectName:
+    """Which run made a node, a job or a temporary bitmap. ``run`` is the last eight digits of its backup id."""
+
+    repository: str
+    run: str
+    drive: int
+    role: str
+
+
+def bitmap_name(repository: str, backup: str) -> str:
+    return f"bo-{repository}-{backup}"
+
+
+def parse_bitmap(name: str) -> BitmapName | None:
+    match = _BITMAP.fullmatch(name)
+    return BitmapName(*match.groups()) if match else None
+
+
+def object_name(repository: str, backup: str, drive: int, role: str) -> str:
+    return f"bo-{repository}-{run_of(backup)}-{drive}-{role}"
+
+
+def parse_object(name: str) -> ObjectName | None:
+    match = _OBJECT.fullmatch(name)
+    return ObjectName(match[1], match[2], int(match[3]), match[4]) if match else None
+
+
+def run_of(backup: str) -> str:
+    """The part of a backup id that names its run inside QEMU."""
+    return backup[-8:]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name has the shape of ours, whatever the repository."""
+    return parse_bitmap(name) is not None or parse_object(name) is not None

@@ -1,0 +1,85 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""Options of qmp_drive_backup as frozen data, checked for what cannot be meant together."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass
+
+from .._errors import InputInvalid
+
+_EXPERT = ("top", "none", "incremental", "bitmap")
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Who may read what is written. ``None`` leaves the owner to the process; modes are octal integers."""
+
+    uid: int | None = None
+    gid: int | None = None
+    directory_mode: int = 0o700
+    file_mode: int = 0o400
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """One call of qmp_drive_backup. Ages and time-outs in seconds, ``bandwidth`` in bytes per second for the host."""
+
+    repository: str
+    state: str = "present"
+    level: str = "auto"
+    sync: str | None = None
+    bitmap: str | None = None
+    bitmap_mode: str | None = None
+    max_age: int | None = None
+    drives: tuple[str, ...] = ()
+    exclude_drives: tuple[str, ...] = ()
+    definition: tuple[str, ...] = ()
+    compress: bool = False
+    bandwidth: int | None = None
+    quiesce: str = "try"
+    freeze_timeout: float = 10.0
+    on_lost_bitmap: str = "full"
+    verify: bool = True
+    wait: bool = True
+    timeout: float = 30.0
+    job_timeout: float | None = None
+    tags: tuple[str, ...] = ()
+    ownership: Ownership = Ownership()
+    check_mode: bool = False
+    collection: str = ""
+
+    @property
+    def expert(self) -> bool:
+        """Whether an expert's sync mode was asked for, which stands outside every chain."""
+        return self.sync in _EXPERT
+
+    def checked(self) -> BackupOptions:
+        """These options, or InputInvalid when they contradict each other."""
+        reason = _contradiction(self)
+        if reason is not None:
+            raise InputInvalid(message=reason)
+        return self
+
+
+def _contradiction(options: BackupOptions) -> str | None:
+    if options.sync is not None and options.level not in ("auto", "copy"):
+        return f"sync={options.sync} makes a copy outside every chain, so it cannot be level={options.level}; omit level."
+    if options.sync in ("incremental", "bitmap") and options.bitmap is None:
+        return f"sync={options.sync} needs bitmap, the name of a dirty bitmap of your own."
+    if options.bitmap is not None and options.sync not in ("incremental", "bitmap"):
+        return "bitmap is for sync=incremental and sync=bitmap only; the collection's own bitmaps need not be named."
+    if options.bitmap_mode is not None and options.sync != "bitmap":
+        return "bitmap_mode is for sync=bitmap only."
+    if options.sync == "none" and options.wait:
+        return "sync=none never ends by itself: use wait=false now, and state=cancelled to end and publish it."
+    if options.bandwidth is not None and options.bandwidth < 1:
+        return "bandwidth must be at least 1 byte per second; omit it for no limit."
+    return None
+
+
+def merged(entry: t.Sequence[str], general: t.Sequence[str]) -> tuple[str, ...]:
+    """What a VM says for itself goes before what the task says for all."""
+    return tuple(entry) or tuple(general)

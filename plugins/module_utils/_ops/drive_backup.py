@@ -1,0 +1,221 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""qmp_drive_backup: recover, plan, start, finish; one VM at a time, many VMs beside each other."""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+from datetime import datetime, timezone
+
+from .._errors import BlockOpsError, GuestFrozen, RepositoryMissing
+from .._guest.guard import ThawGuard
+from .._qmp.jobs import watch
+from .._qmp.schema import read_schema
+from .._qmp.session import Session
+from .._repository import space
+from .._repository.chain import is_younger
+from .._repository.names import new_backup_id
+from .._repository.partial import check_definition
+from .._repository.store import Repository, VmStore
+from . import backup_recovery, backup_report
+from ._outcome import Outcome
+from .backup_finish import Run, end_copy, finish, unwind
+from .backup_options import BackupOptions, merged
+from .backup_recovery import Recovery
+from .backup_select import newest_covering, plan_backup, select_drives, with_version
+from .backup_start import BackupPlan, attach, draft, job_id, take_point, transaction
+from .bandwidth import Bandwidth
+from .quiesce import Frozen
+from .vm import Vm, VmEntry, find_agent, read_vm, session_for
+
+
+class DriveBackup:
+    """The operation on one entry of ``vms``; one instance serves all entries of a call.
+
+    Make it before the event loop starts: it forks the guard that thaws guests should this process be killed.
+    """
+
+    def __init__(self, options: BackupOptions) -> None:
+        self._options = options.checked()
+        self._bandwidth = Bandwidth(options.bandwidth)
+        freezing = options.state == "present" and options.quiesce != "off" and not options.check_mode
+        self._guard = ThawGuard.started() if freezing else None
+
+    async def __call__(self, params: dict[str, t.Any]) -> Outcome:
+        entry = VmEntry.from_params(params)
+        options = self._options
+        check_definition(merged(entry.definition, options.definition))
+        name = entry.name or await _name_of(entry, options)
+        repository = _repository(options)
+        if repository is None:
+            return await self._without_repository(entry, name)
+        store = repository.vm(name)
+        if options.check_mode:
+            async with session_for(entry, timeout=options.timeout, read_only=True) as session:
+                return await self._predict(session, await read_vm(session, name), entry, store, repository.id)
+        store.ensure(options.ownership.directory_mode)
+        async with store.lock(options.timeout):
+            async with session_for(entry, timeout=options.timeout, read_only=False) as session:
+                act = {"present": self._present, "cancelled": self._cancelled, "recovered": self._recovered}
+                try:
+                    return await act[options.state](session, entry, store, repository.id)
+                finally:
+                    await self._bandwidth.leave(session)
+
+    async def _without_repository(self, entry: VmEntry, name: str) -> Outcome:
+        """Nothing was ever backed up there: a first backup in check mode, or nothing to cancel or recover."""
+        async with session_for(entry, timeout=self._options.timeout, read_only=True) as session:
+            vm = await read_vm(session, name)
+            if self._options.state != "present":
+                return backup_report.nothing(vm, "there is no repository yet")
+            agent = await _agent(session, entry, self._options)
+            return backup_report.planned(vm, plan_backup(vm, entry, self._options, None, None, agent), None, [])
+
+    async def _predict(self, session: Session, vm: Vm, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
+        """Check mode: what _present, _cancelled or _recovered would do."""
+        recovery = await backup_recovery.plan_recovery(session, vm, store, repository)
+        if self._options.state != "present":
+            return backup_report.recovery_planned(vm, recovery, self._options.state)
+        if self._satisfied(recovery):
+            return backup_report.adoption_planned(vm, recovery)
+        fresh = self._fresh(vm, entry, store)
+        if fresh is not None:
+            return backup_report.unchanged(vm, store, fresh, recovery.sentences(), bool(recovery.needed))
+        agent = await _agent(session, entry, self._options)
+        plan = plan_backup(vm, entry, self._options, store, repository, agent)
+        self._preflight(plan, store.directory if store.exists() else self._options.repository)
+        return backup_report.planned(vm, plan, store, recovery.sentences())
+
+    async def _present(self, session: Session, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
+        started = time.monotonic()
+        vm = await read_vm(session, entry.name)
+        recovery = await self._recover(session, vm, store, repository)
+        for run in recovery.adopted:
+            if not self._options.wait or run.draft.sync == "none":
+                return backup_report.running(vm, store, run, recovery.sentences())
+            await self._bandwidth.join(session, list(run.jobs))
+            manifest = await finish(session, run, self._options)
+            if self._satisfied(recovery):
+                return backup_report.published(vm, store, manifest, recovery, started, adopted=True)
+        if recovery.needed:
+            vm = await read_vm(session, entry.name)
+        fresh = self._fresh(vm, entry, store)
+        if fresh is not None:
+            return backup_report.unchanged(vm, store, fresh, recovery.sentences(), recovery.needed)
+        agent = await _agent(session, entry, self._options)
+        plan = plan_backup(vm, entry, self._options, store, repository, agent)
+        self._preflight(plan, store.directory)
+        return await self._run(session, vm, plan, store, recovery, started)
+
+    async def _run(
+        self, session: Session, vm: Vm, plan: BackupPlan, store: VmStore, recovery: Recovery, started: float
+    ) -> Outcome:
+        repository = recovery.scope.repository
+        now = datetime.now(timezone.utc)
+        partial = store.begin(new_backup_id(now, os.urandom(4).hex()), self._options.ownership.directory_mode)
+        run = Run(store, partial, with_version(draft(plan, partial, repository, self._options, now), vm))
+        with watch(session) as watcher:
+            run, frozen = await self._start(session, plan, run)
+            if not self._options.wait:
+                return backup_report.running(vm, store, run, recovery.sentences(), started=True)
+            manifest = await finish(session, run, self._options, watcher)
+        outcome = backup_report.published(vm, store, manifest, recovery, started, plan=plan, frozen=frozen)
+        if frozen.still_frozen:
+            error = GuestFrozen(vm=vm.name, socket=plan.agent_socket)
+            return Outcome(True, outcome.result, outcome.before, outcome.after, outcome.warnings, error)
+        return outcome
+
+    async def _start(self, session: Session, plan: BackupPlan, run: Run) -> tuple[Run, Frozen]:
+        """Attach everything, take the point in time, and record it. A failure is unwound before it is raised."""
+        options, draft_ = self._options, run.draft
+        try:
+            run.partial.write_intent({"manifest": backup_report.plain(draft_)})
+            schema = await read_schema(session)
+            await attach(session, plan, run.partial, draft_.repository, options)
+            jobs = [job_id(draft_.repository, draft_.id, number) for number in run.numbers]
+            speed = self._bandwidth.share(joining=len(jobs))
+            command = transaction(plan, draft_.repository, draft_.id, options, schema, speed)
+            frozen = await take_point(session, plan, command, options, self._guard)
+            run = run.at_point(frozen)
+            run.partial.write_intent({"manifest": backup_report.plain(run.draft)})
+            await self._bandwidth.join(session, jobs)
+        except BlockOpsError:
+            await unwind(session, run)
+            raise
+        return run, frozen
+
+    async def _recover(self, session: Session, vm: Vm, store: VmStore, repository: str) -> Recovery:
+        recovery = await backup_recovery.plan_recovery(session, vm, store, repository)
+        await backup_recovery.execute(session, recovery)
+        return recovery
+
+    async def _recovered(self, session: Session, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
+        """state=recovered: adopt or unwind what earlier runs left, and start nothing."""
+        started = time.monotonic()
+        vm = await read_vm(session, entry.name)
+        recovery = await self._recover(session, vm, store, repository)
+        for run in recovery.adopted:
+            if not self._options.wait or run.draft.sync == "none":
+                return backup_report.running(vm, store, run, recovery.sentences())
+            manifest = await finish(session, run, self._options)
+            return backup_report.published(vm, store, manifest, recovery, started, adopted=True)
+        return backup_report.recovered(vm, recovery)
+
+    async def _cancelled(self, session: Session, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
+        """state=cancelled: unwind what runs; only a sync=none copy, which ends no other way, is published."""
+        started = time.monotonic()
+        vm = await read_vm(session, entry.name)
+        recovery = await self._recover(session, vm, store, repository)
+        for run in recovery.adopted:
+            if run.draft.sync == "none":
+                manifest = await end_copy(session, run, self._options)
+                return backup_report.published(vm, store, manifest, recovery, started, adopted=True)
+            await unwind(session, run)
+        return backup_report.cancelled(vm, recovery)
+
+    def _fresh(self, vm: Vm, entry: VmEntry, store: VmStore) -> t.Any:
+        """The backup that is younger than max_age and has all the drives, or ``None``."""
+        if self._options.max_age is None:
+            return None
+        names = [drive.name for drive in select_drives(vm, entry, self._options)[0]]
+        newest = newest_covering(store.catalogue(), store, names)
+        young = newest is not None and is_younger(newest, datetime.now(timezone.utc), self._options.max_age)
+        return newest if young else None
+
+    def _satisfied(self, recovery: Recovery) -> bool:
+        """Whether the last adopted run is the backup that was asked for."""
+        if not recovery.adopted or self._options.expert:
+            return False
+        return self._options.level in ("auto", recovery.adopted[-1].draft.level)
+
+    def _preflight(self, plan: BackupPlan, path: str) -> None:
+        """Refuse before anything is touched when the target cannot hold what may be copied."""
+        if not self._options.compress:
+            existing = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
+            needed = sum(drive.reservation for drive in plan.drives)
+            space.require(existing, needed, f"The {plan.level} backup of VM {plan.vm_name}")
+        backup_report.check_source_space(plan)
+
+
+def _repository(options: BackupOptions) -> Repository | None:
+    """The repository; made now if this run may make it, ``None`` when there is none and this run must not."""
+    if options.state == "present" and not options.check_mode:
+        return Repository.create(options.repository, options.ownership.directory_mode)
+    try:
+        return Repository.open(options.repository)
+    except RepositoryMissing:
+        return None
+
+
+async def _name_of(entry: VmEntry, options: BackupOptions) -> str:
+    async with session_for(entry, timeout=options.timeout, read_only=True) as session:
+        return (await read_vm(session)).name
+
+
+async def _agent(session: Session, entry: VmEntry, options: BackupOptions) -> str | None:
+    if entry.agent_socket is not None or options.quiesce == "off":
+        return entry.agent_socket
+    return await find_agent(session)

@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""Target images inside QEMU: attaching new ones, detaching them, and removing what a run left there.
+
+QEMU never opens a path of the repository: the module opens the file and passes the descriptor, so a repository may
+be closed to the user QEMU runs as.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import typing as t
+from dataclasses import dataclass
+
+from .._errors import CommandFailed
+from .jobs import run_to_end
+from .session import Session
+
+
+@dataclass(frozen=True)
+class TargetNames:
+    """Names inside QEMU of one target: its image node, its file node, and the job that makes its header."""
+
+    image: str
+    file: str
+    create: str
+
+
+@dataclass(frozen=True)
+class TargetImage:
+    """What a target image is to be. ``backing`` is written into the header; the backing image is not opened.
+
+    It need not be: the job copies whole clusters, so nothing is ever read from below.
+    """
+
+    virtual_size: int
+    backing: str | None = None
+    compression: str | None = None
+
+
+async def attach_target(session: Session, names: TargetNames, fd: int, image: TargetImage) -> None:
+    """Format the open, empty file as qcow2 and attach it. The descriptor stays the caller's."""
+    file_name = await session.pass_file(fd)
+    cache = {"direct": takes_direct_io(fd)}
+    await session.command("blockdev-add", driver="file", node_name=names.file, filename=file_name, cache=cache)
+    options: dict[str, t.Any] = {"driver": "qcow2", "file": names.file, "size": image.virtual_size}
+    if image.backing is not None:
+        options.update({"backing-file": image.backing, "backing-fmt": "qcow2"})
+    if image.compression is not None:
+        options["compression-type"] = image.compression
+    await run_to_end(session, "blockdev-create", names.create, options=options)
+    await session.command(
+        "blockdev-add", driver="qcow2", node_name=names.image, file=names.file, backing=None, cache=cache
+    )
+
+
+async def detach_target(session: Session, names: TargetNames) -> int:
+    """Detach the image, which flushes it, and answer the highest offset that was written in its file (bytes)."""
+    await session.command("blockdev-del", node_name=names.image)
+    stats = await session.command("query-blockstats", query_nodes=True)
+    end = next((node["stats"]["wr_highest_offset"] for node in stats if node.get("node-name") == names.file), 0)
+    await session.command("blockdev-del", node_name=names.file)
+    return int(end)
+
+
+async def remove_bitmap(session: Session, node: str, name: str) -> None:
+    """Remove a bitmap and look whether it has gone: QEMU may say yes and keep it (gitlab.com/qemu-project/qemu #3516)."""
+    await session.command("block-dirty-bitmap-remove", node=node, name=name)
+    for candidate in await session.command("query-named-block-nodes", flat=True):
+        if candidate.get("node-name") == node and any(b.get("name") == name for b in candidate.get("dirty-bitmaps", ())):
+            raise CommandFailed(
+                command="block-dirty-bitmap-remove", about=f" for {name}", said="it agreed, but the bitmap is still there"
+            )
+
+
+def takes_direct_io(fd: int) -> bool:
+    """Whether the file can be written past the page cache (cache.direct): tmpfs and some network ones cannot.
+
+    Direct writes are twice as fast for a backup and leave the host's cache to the guests.
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    except OSError:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return True

@@ -7,29 +7,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from lab.drive import Drive
+from lab.fixtures import LabVmFactory, QemuFactory
 from lab.guard import leftovers, workspace
 from lab.guest import GuestImage
 from lab.guest import guest_image as build_guest_image
 from lab.instant import instant_vm
 from lab.qemu import Qemu
 from lab.vm import LabVm
-
-
-class QemuFactory(Protocol):
-    """Start a paused QEMU in the test's directory; it is closed after the test."""
-
-    def __call__(self, name: str, drives: Sequence[Drive] = (), /, **options: Any) -> Qemu: ...
-
-
-class LabVmFactory(Protocol):
-    """Give a booted VM whose agent answers; it is closed after the test."""
-
-    def __call__(self, name: str = "vm", /, *, disks: int = 1, instant: bool = True) -> LabVm: ...
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -104,7 +104,9 @@ class JobFailed(BlockOpsError):
 
 class JobStalled(BlockOpsError):
     template = "The backup job of drive {drive} is paused by an I/O error ({said})."
-    advice = "It is not waited for: it was cancelled and its target removed. Make room or mend the target, then run again."
+    advice = (
+        "It is not waited for: it was cancelled and its target removed. Make room or mend the target, then run again."
+    )
 
 
 class JobVanished(BlockOpsError):

@@ -9,6 +9,7 @@ in busybox sh, and powers off on the ACPI button or ``guest-shutdown``.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import subprocess
@@ -22,7 +23,6 @@ from lab.images import create, run_tool
 from lab.kernel_modules import ModuleTree
 from lab.packages import PackageError, Say, depends, fetch, kernel_packages, shared_libraries
 
-_VERSION = 1  # raise when the content changes: the cache then builds anew
 _CORE = ["virtio_pci", "virtio_blk", "virtio_console", "ext4", "button", "evdev"]
 _STORAGE = ["virtio_scsi", "sd_mod", "ahci", "ata_piix", "nvme"]
 _AGENT = "/usr/sbin/qemu-ga"
@@ -58,13 +58,20 @@ class GuestImage:
         return ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", append]
 
 
+def _texts() -> dict[str, str]:
+    """Scripts and configuration of the guest: path -> content."""
+    return {**_TEXTS, "init": (Path(__file__).parent / "guest_init.sh").read_text(encoding="utf-8")}
+
+
 def _print(text: str) -> None:
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
 def guest_image(say: Say = _print) -> GuestImage:
     """The guest from the cache, built when missing (needs apt's package lists and about 30 MB of download)."""
-    directory = built_once(f"guest-{_VERSION}", lambda work, target: _build(work, target, say))
+    recipe = f"{_CORE}{_STORAGE}{_texts()}"
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    directory = built_once(f"guest-{digest}", lambda work, target: _build(work, target, say))
     return GuestImage(directory / "vmlinuz", directory / "initrd.gz")
 
 
@@ -102,8 +109,7 @@ def _populate(root: Path, tree: Path) -> None:
     listing = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     for applet in set(listing.stdout.split()) - {"busybox", "shutdown"}:
         (root / "bin" / applet).symlink_to("busybox")
-    texts = {**_TEXTS, "init": (Path(__file__).parent / "guest_init.sh").read_text(encoding="utf-8")}
-    for name, text in texts.items():
+    for name, text in _texts().items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

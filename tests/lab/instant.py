@@ -8,6 +8,7 @@ A booted copy answers its agent in 0.25 s instead of 5. The state belongs to one
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shutil
 import subprocess
 import time
@@ -23,13 +24,15 @@ from lab.process import LabError
 from lab.qemu import system_binary
 from lab.qmp import Qmp
 from lab.vm import DISK_SIZE, LabVm, data_drives, definition_text
+from lab.vmctl import Vm
 
 
 def saved_guest(disks: int = 1, size: int = DISK_SIZE) -> Path:
     """Directory in the cache with ``state`` and the disks vda.qcow2, ... as they were at that moment."""
     image = guest_image()
     version = subprocess.run([system_binary(), "--version"], capture_output=True, text=True, check=True).stdout
-    key = f"{version}{image.kernel}{image.initrd.stat().st_mtime_ns}{disks}{size}"
+    machine = inspect.getsource(definition_text) + inspect.getsource(Vm.argv)
+    key = f"{version}{image.kernel}{image.initrd.stat().st_mtime_ns}{disks}{size}{machine}"
     entry = f"state-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return built_once(entry, lambda _work, target: _save(target, disks, size))
 

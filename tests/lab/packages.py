@@ -50,6 +50,8 @@ def fetch(packages: list[str], into: Path, say: Say) -> Path:
     downloads, tree = into / "deb", into / "tree"
     downloads.mkdir(parents=True, exist_ok=True)
     tree.mkdir(exist_ok=True)
+    for package in packages:
+        _run("apt-cache", "show", package)  # apt-get takes an unknown name for a pattern and fetches all that match
     say(f"downloading {' '.join(packages)}")
     try:
         _run("apt-get", "-q", "download", *packages, cwd=downloads)
@@ -64,11 +66,15 @@ def fetch(packages: list[str], into: Path, say: Say) -> Path:
 
 
 def shared_libraries(program: Path, tree: Path) -> dict[str, Path]:
-    """What ``program`` needs at run time: path in the guest -> file on the host (``tree`` first, then the system)."""
-    paths = [str(path) for path in sorted({library.parent for library in tree.rglob("*.so*")})]
-    output = _run("env", f"LD_LIBRARY_PATH={':'.join(paths)}", "ldd", str(program))
-    missing = re.findall(r"^\s*(\S+) => not found", output, re.MULTILINE)
-    if missing:
-        raise PackageError(f"{program.name} lacks {', '.join(missing)}")
+    """What ``program`` needs at run time: path in the guest -> file on the host (``tree`` first, then the system).
+
+    Asked of the loader in ``tree`` when there is one, because the system's may be older than the program.
+    """
+    loader = next((str(path) for path in tree.rglob("ld-linux-x86-64.so.2") if path.is_file()), "")
+    paths = sorted({str(library.parent) for library in tree.rglob("*.so*")})
+    command = [loader or "/lib64/ld-linux-x86-64.so.2", *(["--library-path", ":".join(paths)] if paths else [])]
+    output = _run(*command, "--list", str(program))
     found = re.findall(r"^\s*(?:(\S+) => )?(/\S+) \(0x", output, re.MULTILINE)
-    return {path if not name else f"/lib/{Path(name).name}": Path(path) for name, path in found}
+    # the name in the program's header counts for the loader, the default directory for the others
+    libraries = {name if name.startswith("/") else f"/lib/{name}": Path(path) for name, path in found if name}
+    return {"/lib64/ld-linux-x86-64.so.2": Path(command[0]), **libraries}

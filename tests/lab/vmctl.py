@@ -56,7 +56,7 @@ class Vm:
     """One VM by its definition file; the state is what the pid file and /proc say."""
 
     def __init__(self, definition: Path) -> None:
-        self.definition = definition.absolute()
+        self.definition = definition.parent.resolve() / definition.name
         self.name = definition.stem
         base = self.definition.parent
         self.pidfile, self.qmp, self.control, self.agent, self.console, self.log = (

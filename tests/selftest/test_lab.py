@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QemuFactory
 from lab import images
 from lab.daemon import StorageDaemon
 from lab.drive import Drive
+from lab.fixtures import QemuFactory
 from lab.process import LabError
 from lab.qemu import Qemu
 from lab.qmp import Qmp, QmpError

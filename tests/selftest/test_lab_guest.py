@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LabVmFactory
 from lab import filesystem, vmctl
 from lab.drive import Drive
+from lab.fixtures import LabVmFactory
 from lab.guest import GuestImage
 from lab.process import LabError
 from lab.qmp import QmpError

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import typing as t
 
+from ansible.module_utils.basic import missing_required_lib
+
 from .._errors import BlockOpsError, InputInvalid
 from .._ops._outcome import Outcome
 
@@ -41,31 +43,39 @@ def run(module: AnsibleModule, operation: Operation) -> t.NoReturn:
     module.exit_json(**result)
 
 
-def run_vms(module: AnsibleModule, operation: VmOperation, *, failing: bool = True) -> t.NoReturn:
-    """Run an operation on every entry of ``vms``, at most ``max_parallel`` at a time, and end the module.
+def run_vms(module: AnsibleModule, prepare: t.Callable[[], VmOperation], *, failing: bool = True) -> t.NoReturn:
+    """Prepare an operation, run it on every entry of ``vms``, at most ``max_parallel`` at a time, and end the module.
 
     One failing VM never stops the others; the module fails at the end and names those that failed, unless
     ``failing`` is false (readers report what they could not reach and go on).
     """
     entries: list[dict[str, t.Any]] = module.params["vms"]
-    refused = _duplicates(entries)
-    if refused is not None:
-        module.fail_json(msg=str(refused), error=refused.to_result())
+    try:
+        _check_entries(entries, module.params["max_parallel"])
+        operation = prepare()
+    except BlockOpsError as exc:
+        module.fail_json(msg=str(exc), error=exc.to_result())
     outcomes = asyncio.run(_all(entries, operation, module.params["max_parallel"]))
     _exit_vms(module, list(zip(entries, outcomes)), failing=failing)
 
 
-def _duplicates(entries: list[dict[str, t.Any]]) -> InputInvalid | None:
+def fail_missing(module: AnsibleModule, package: str, error: ImportError) -> t.NoReturn:
+    """End the module with Ansible's message for a Python package that is not there."""
+    module.fail_json(msg=missing_required_lib(package), exception=str(error))
+
+
+def _check_entries(entries: list[dict[str, t.Any]], max_parallel: int) -> None:
     """Two entries of one name would share a result and a directory in the repository."""
+    if max_parallel < 1:
+        raise InputInvalid(message=f"max_parallel must be at least 1, not {max_parallel}.")
     for key in ("name", "socket"):
         seen: set[str] = set()
         for entry in entries:
             value = entry.get(key)
             if value in seen:
-                return InputInvalid(message=f"Two entries of vms have the {key} {value!r}; each VM needs its own.")
+                raise InputInvalid(message=f"Two entries of vms have the {key} {value!r}; each VM needs its own.")
             if value is not None:
                 seen.add(value)
-    return None
 
 
 async def _all(entries: list[dict[str, t.Any]], operation: VmOperation, max_parallel: int) -> list[Outcome]:

@@ -88,7 +88,12 @@ async def convert(
     source_options, name = source.arguments("-f")
     arguments = ["convert", *source_options, "-O", target_format, "-W", "-m", _WORKERS]
     # "-t writeback", not the default "unsafe": errors of writing back must not get lost.
-    arguments += ["-t", "none" if takes_direct(target) else "writeback", "-T", "none" if takes_direct(source.path) else "writeback"]
+    arguments += [
+        "-t",
+        "none" if takes_direct(target) else "writeback",
+        "-T",
+        "none" if takes_direct(source.path) else "writeback",
+    ]
     for key, value in (options or {}).items():
         arguments += ["-o", f"{key}={value.replace(',', ',,')}"]
     await _checked([*arguments, name, absolute(target)], (source.path, target), pass_fds=pass_fds)

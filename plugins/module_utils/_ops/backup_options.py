@@ -66,7 +66,9 @@ class BackupOptions:
 
 def _contradiction(options: BackupOptions) -> str | None:
     if options.sync is not None and options.level not in ("auto", "copy"):
-        return f"sync={options.sync} makes a copy outside every chain, so it cannot be level={options.level}; omit level."
+        return (
+            f"sync={options.sync} makes a copy outside every chain, so it cannot be level={options.level}; omit level."
+        )
     if options.sync in ("incremental", "bitmap") and options.bitmap is None:
         return f"sync={options.sync} needs bitmap, the name of a dirty bitmap of your own."
     if options.bitmap is not None and options.sync not in ("incremental", "bitmap"):

@@ -97,8 +97,9 @@ def plan_drive(
 _FIRST = "there is no earlier backup of this drive"
 
 
-def _full(drive: Drive, fit: Fitness, level: str, *, reason: str | None = None, track: bool = True,
-          lost: bool = False) -> DrivePlan:
+def _full(
+    drive: Drive, fit: Fitness, level: str, *, reason: str | None = None, track: bool = True, lost: bool = False
+) -> DrivePlan:
     image = drive.active
     return DrivePlan(
         drive=drive,
@@ -113,7 +114,12 @@ def _full(drive: Drive, fit: Fitness, level: str, *, reason: str | None = None, 
 
 
 def _incremental(
-    drive: Drive, fit: Fitness, candidate: Candidate, layers: t.Sequence[Layer], repository: str, level: str,
+    drive: Drive,
+    fit: Fitness,
+    candidate: Candidate,
+    layers: t.Sequence[Layer],
+    repository: str,
+    level: str,
     reason: str | None,
 ) -> DrivePlan:
     name = bitmap_name(repository, candidate.backup)

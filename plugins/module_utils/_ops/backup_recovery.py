@@ -112,5 +112,3 @@ def _length(path: str) -> int:
         return os.lstat(path).st_size
     except OSError:
         return -1
-
-

@@ -149,7 +149,10 @@ def _backup(store: VmStore, manifest: Manifest) -> dict[str, t.Any]:
         "point": data["point"],
         "consistency": manifest.consistency,
         "freeze_ms": manifest.freeze_ms,
-        "drives": [{**_drive(drive), "path": os.path.join(store.backup_path(manifest), drive["file"])} for drive in data["drives"]],
+        "drives": [
+            {**_drive(drive), "path": os.path.join(store.backup_path(manifest), drive["file"])}
+            for drive in data["drives"]
+        ],
         "skipped": data["skipped"],
         "bytes": sum(drive.copied for drive in manifest.drives),
     }
@@ -169,5 +172,3 @@ def _difference(
     if recovered:
         before["leftovers"], after["leftovers"] = recovered, []
     return before, after
-
-

@@ -85,9 +85,7 @@ def select_drives(vm: Vm, entry: VmEntry, options: BackupOptions) -> tuple[list[
     return chosen, skipped
 
 
-def _left_out(
-    vm: Vm, drive: Drive, fit: Fitness, wanted: t.Sequence[str], excluded: t.Sequence[str]
-) -> str | None:
+def _left_out(vm: Vm, drive: Drive, fit: Fitness, wanted: t.Sequence[str], excluded: t.Sequence[str]) -> str | None:
     if drive.name in excluded:
         return "it is in exclude_drives"
     if wanted and drive.name not in wanted:
@@ -108,9 +106,7 @@ def _candidates(catalogue: Catalogue, store: VmStore, drive: str) -> list[Candid
         record = manifest.drive(drive) if manifest is not None else None
         if manifest is None or record is None or any(known.backup == manifest.id for known in candidates):
             continue
-        defect = chain.incomplete(
-            catalogue.manifests, manifest, [drive], broken=broken, damage=store.looks_intact
-        )
+        defect = chain.incomplete(catalogue.manifests, manifest, [drive], broken=broken, damage=store.looks_intact)
         candidates.append(Candidate(manifest.id, record, defect))
     return candidates
 
@@ -156,9 +152,7 @@ def _warnings(vm: Vm, drives: t.Sequence[Drive]) -> t.Iterator[str]:
             yield f"Drive {drive.name} has no id; give its -device an id, or its backups may be mixed up after a change."
 
 
-def newest_covering(
-    catalogue: Catalogue, store: VmStore, drives: t.Sequence[str]
-) -> Manifest | None:
+def newest_covering(catalogue: Catalogue, store: VmStore, drives: t.Sequence[str]) -> Manifest | None:
     """The newest published backup that has all these drives and looks intact (for ``max_age``)."""
     for manifest in reversed(catalogue.manifests):
         if all((record := manifest.drive(name)) is not None and record.standalone for name in drives):

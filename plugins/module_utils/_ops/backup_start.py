@@ -203,5 +203,3 @@ async def take_point(
         await session.execute(command, timeout=options.freeze_timeout if frozen.held else None)
         frozen.transaction_ms = (time.monotonic() - before) * 1000
     return frozen
-
-

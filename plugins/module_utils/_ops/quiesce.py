@@ -127,7 +127,9 @@ async def _thaw(
     if guard is not None:
         guard.thawed(path)
     if thawed == 0:
-        frozen.warnings.append("The guest thawed by itself before the point in time; the backup is crash consistent only.")
+        frozen.warnings.append(
+            "The guest thawed by itself before the point in time; the backup is crash consistent only."
+        )
     elif window > budget:
         frozen.warnings.append(f"The guest was frozen for {window:.1f} s, longer than freeze_timeout ({budget:g} s).")
         frozen.consistency = "filesystem"

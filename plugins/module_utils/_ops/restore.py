@@ -53,8 +53,8 @@ async def _execute(request: Request, plan: Plan) -> None:
             places.append(place)
         await _write_all(request, list(zip(drives, places)))
         saved: list[tuple[DefinitionStep, Place]] = []
-        for step in definition:
-            saved.append((step, await asyncio.to_thread(write_definition, step)))
+        for file in definition:
+            saved.append((file, write_definition(file)))
             stack.callback(saved[-1][1].drop)
         _appear(places, saved)
 

@@ -59,7 +59,7 @@ def _judged(request: Request, step: DefinitionStep) -> DefinitionStep:
         raise TargetUnwritable(path=os.path.dirname(step.dest), reason="there is no such directory")
     state = "absent"
     if os.path.lexists(step.dest):
-        same = os.path.isfile(step.dest) and _sha256(step.dest) == record.sha256
+        same = os.path.isfile(step.dest) and not os.path.islink(step.dest) and _sha256(step.dest) == record.sha256
         state = "same" if same else "differs"
     if state == "differs" and not (request.overwrite_definition and os.path.isfile(step.dest)):
         raise DefinitionDiffers(path=step.dest)

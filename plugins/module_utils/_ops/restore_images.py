@@ -35,7 +35,8 @@ def check_headers(store: VmStore, links: t.Sequence[Link]) -> None:
         header = read_header(path)
         wrong = {
             f"its backing file is {header.backing_file!r} instead of {expected!r}": header.backing_file != expected,
-            f"its backing format is {header.backing_format!r}": expected is not None and header.backing_format != "qcow2",
+            f"its backing format is {header.backing_format!r}": expected is not None
+            and header.backing_format != "qcow2",
             f"its virtual size is {header.virtual_size}": header.virtual_size != record.virtual_size,
             "it has an external data file": header.data_file,
             "it is encrypted": header.encrypted,

@@ -68,6 +68,8 @@ def _drive_requests(request: Request, manifest: Manifest) -> tuple[DriveRequest,
     if request.drives:
         return request.drives
     if request.dest is None:
+        if request.definition == "none":
+            raise InputInvalid(message="Nothing to restore: give dest, drives, or definition.")
         return ()
     extension = _EXTENSIONS[request.format]
     return tuple(
@@ -84,7 +86,9 @@ def _check_destinations(wanted: t.Sequence[DriveRequest], repository: Repository
         parent = os.path.dirname(drive.dest)
         real = os.path.join(os.path.realpath(parent), os.path.basename(drive.dest))
         if not os.path.isabs(drive.dest) or not os.path.basename(drive.dest):
-            raise InputInvalid(message=f"dest of drive {drive.name} must be the absolute path of a file: {drive.dest!r}.")
+            raise InputInvalid(
+                message=f"dest of drive {drive.name} must be the absolute path of a file: {drive.dest!r}."
+            )
         if not os.path.isdir(parent):
             raise TargetUnwritable(path=parent, reason="there is no such directory; is the file system mounted?")
         if real in seen:

@@ -126,7 +126,7 @@ def _settled(jobs: t.Iterable[Job | None]) -> bool:
     return all(job is not None and job.status in _ENDED for job in states)
 
 
-class watch:  # noqa: N801 - used like a function
+class watch:
     """Context manager that gives a Watch whose listener is in place."""
 
     def __init__(self, session: Session) -> None:

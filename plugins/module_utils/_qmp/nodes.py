@@ -69,9 +69,13 @@ async def remove_bitmap(session: Session, node: str, name: str) -> None:
     """Remove a bitmap and look whether it has gone: QEMU may say yes and keep it (gitlab.com/qemu-project/qemu #3516)."""
     await session.command("block-dirty-bitmap-remove", node=node, name=name)
     for candidate in await session.command("query-named-block-nodes", flat=True):
-        if candidate.get("node-name") == node and any(b.get("name") == name for b in candidate.get("dirty-bitmaps", ())):
+        if candidate.get("node-name") == node and any(
+            b.get("name") == name for b in candidate.get("dirty-bitmaps", ())
+        ):
             raise CommandFailed(
-                command="block-dirty-bitmap-remove", about=f" for {name}", said="it agreed, but the bitmap is still there"
+                command="block-dirty-bitmap-remove",
+                about=f" for {name}",
+                said="it agreed, but the bitmap is still there",
             )
 
 

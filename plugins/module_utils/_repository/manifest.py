@@ -142,7 +142,9 @@ class Manifest:
         if manifest.id != backup_id:
             raise ManifestInvalid(path=path, reason=f"it is the manifest of {manifest.id}, not of {backup_id}")
         if encode_name(manifest.vm_name) != vm_directory:
-            raise ManifestInvalid(path=path, reason=f"it belongs to VM {manifest.vm_name!r}, whose directory is another one")
+            raise ManifestInvalid(
+                path=path, reason=f"it belongs to VM {manifest.vm_name!r}, whose directory is another one"
+            )
         return manifest
 
 

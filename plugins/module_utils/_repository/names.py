@@ -49,7 +49,9 @@ def encode_name(name: str) -> str:
     :raise InputInvalid: the name is empty or has control characters.
     """
     if not name or has_control_characters(name):
-        raise InputInvalid(message=f"{name!r} cannot be the name of a VM or drive: it is empty or has control characters.")
+        raise InputInvalid(
+            message=f"{name!r} cannot be the name of a VM or drive: it is empty or has control characters."
+        )
     raw = name.encode("utf-8")
     text = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
     if text[0] == "." or text == IDENTITY:
@@ -123,7 +125,9 @@ def parse_moment(text: str) -> datetime:
     """
     found = _MOMENT.fullmatch(text.strip())
     if found is None:
-        raise InputInvalid(message=f"{text!r} is not a time: write 2026-11-23, or 2026-11-23T06:00:00Z (or with +01:00).")
+        raise InputInvalid(
+            message=f"{text!r} is not a time: write 2026-11-23, or 2026-11-23T06:00:00Z (or with +01:00)."
+        )
     try:
         day = date.fromisoformat(found["date"])
         moment = datetime(day.year, day.month, day.day, tzinfo=_zone(found["zone"]))
@@ -153,5 +157,7 @@ def parse_age(age: t.Union[str, int]) -> int:
     """
     found = _AGE.fullmatch(str(age).strip()) if isinstance(age, (str, int)) and not isinstance(age, bool) else None
     if found is None:
-        raise InputInvalid(message=f"{age!r} is not an age: write seconds, or a number with s, m, h, d or w, such as 36h.")
+        raise InputInvalid(
+            message=f"{age!r} is not an age: write seconds, or a number with s, m, h, d or w, such as 36h."
+        )
     return int(found[1]) * _UNITS[found[2]]

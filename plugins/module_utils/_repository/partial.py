@@ -141,7 +141,9 @@ class Partial:
         digest, size = hashlib.sha256(), 0
         source = _open_definition(path)
         try:
-            target = os.open(self._inside(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            target = os.open(
+                self._inside(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
             try:
                 for data in iter(lambda: os.read(source, _CHUNK), b""):
                     digest.update(data)
@@ -171,7 +173,9 @@ class Partial:
             raise BackupExists(backup=self.id, vm=self.vm)
         data = manifest.to_json().encode()
         vm_directory = os.path.basename(parent)
-        self._check_files(Manifest.from_json(data, self._inside(MANIFEST), backup_id=self.id, vm_directory=vm_directory))
+        self._check_files(
+            Manifest.from_json(data, self._inside(MANIFEST), backup_id=self.id, vm_directory=vm_directory)
+        )
         with named(self.directory, "publishing the backup"):
             write_atomic(self.directory, MANIFEST, data, mode)
             os.rename(self.directory, target)

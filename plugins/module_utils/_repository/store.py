@@ -28,10 +28,29 @@ from .._errors import (
 )
 from . import chain
 from ._fields import Fields
-from ._files import NO_LINKS, is_real_directory, named, os_error, read_small, remove_quietly, sync_directory, write_temporary
+from ._files import (
+    NO_LINKS,
+    is_real_directory,
+    named,
+    os_error,
+    read_small,
+    remove_quietly,
+    sync_directory,
+    write_temporary,
+)
 from .lock import exclusive
 from .manifest import FORMAT, MAX_BYTES, DriveRecord, Manifest
-from .names import IDENTITY, LOCK, MANIFEST, decode_name, encode_name, is_backup_id, is_encoded_name, is_repository_id, timestamp
+from .names import (
+    IDENTITY,
+    LOCK,
+    MANIFEST,
+    decode_name,
+    encode_name,
+    is_backup_id,
+    is_encoded_name,
+    is_repository_id,
+    timestamp,
+)
 from .partial import Partial
 
 _PARTIAL_SUFFIX = ".partial"
@@ -68,7 +87,9 @@ class VmStore:
                 os.mkdir(self.directory, 0o700)
             except FileExistsError:
                 if not self.exists():
-                    raise RepositoryInvalid(path=self.directory, reason="it is not a directory (links are not followed)") from None
+                    raise RepositoryInvalid(
+                        path=self.directory, reason="it is not a directory (links are not followed)"
+                    ) from None
                 return
             os.chmod(self.directory, mode)
             sync_directory(os.path.dirname(self.directory))
@@ -125,7 +146,9 @@ class VmStore:
     def partials(self) -> list[Partial]:
         """What runs left behind, or are making; oldest id first. Only the lock tells which of the two."""
         found = [name[1 : -len(_PARTIAL_SUFFIX)] for name in self._names() if _is_partial(name)]
-        return [self._partial(backup_id) for backup_id in found if is_real_directory(self._partial(backup_id).directory)]
+        return [
+            self._partial(backup_id) for backup_id in found if is_real_directory(self._partial(backup_id).directory)
+        ]
 
     def begin(self, backup_id: str, mode: int = 0o700) -> Partial:
         """Make the directory of a backup in the making.
@@ -244,7 +267,9 @@ def _make_directory(path: str, mode: int) -> None:
     except FileExistsError:
         return
     except FileNotFoundError as exc:
-        raise TargetUnwritable(path=path, reason="its parent directory does not exist; is the file system mounted?") from exc
+        raise TargetUnwritable(
+            path=path, reason="its parent directory does not exist; is the file system mounted?"
+        ) from exc
     except OSError as exc:
         raise os_error(exc, path, "making the repository") from exc
     with named(path, "making the repository"):

@@ -10,7 +10,7 @@ module: qmp_drive_backup
 short_description: Back up running VMs into a repository
 version_added: 0.1.0
 author:
-  - The blockops.qemu contributors (@blockops)
+  - blockops.qemu contributors (@blockops)
 description:
   - Tells the QEMU process of each VM, over QMP, to copy its drives as of one instant into a repository, and publishes
     the copy there as a backup once it is complete, on disk and checked. The VM goes on running.
@@ -86,7 +86,8 @@ options:
     type: bool
     default: false
   bandwidth:
-    description: Bytes per second for all jobs of this task together; shared evenly by those that run. Default is no limit.
+    description:
+      - Bytes per second for all jobs of this task together; shared evenly by those that run. Default is no limit.
     type: int
   quiesce:
     description:
@@ -184,10 +185,22 @@ vms:
   type: list
   elements: dict
   contains:
-    name: {description: Name of the VM., type: str, returned: always}
-    socket: {description: Its QMP socket., type: str, returned: always}
-    uuid: {description: Its UUID; null when QEMU was started without one., type: str, returned: when QEMU answered}
-    changed: {description: Whether anything was (or would be) changed for this VM., type: bool, returned: always}
+    name:
+      description: Name of the VM.
+      type: str
+      returned: always
+    socket:
+      description: Its QMP socket.
+      type: str
+      returned: always
+    uuid:
+      description: Its UUID; null when QEMU was started without one.
+      type: str
+      returned: when QEMU answered
+    changed:
+      description: Whether anything was (or would be) changed for this VM.
+      type: bool
+      returned: always
     error:
       description: What failed, with C(kind) (a stable word), C(message) and data that depends on the kind.
       type: dict
@@ -196,27 +209,69 @@ vms:
       description: One of V(published), V(running), V(unchanged), V(planned), V(cancelled), V(recovered).
       type: str
       returned: success
-    reason: {description: Why nothing was done., type: str, returned: when there is no repository to cancel or recover in}
-    backup: {description: Id of the backup., type: str, returned: "with status published, running or unchanged"}
-    path: {description: Directory of the backup., type: str, returned: "with status published, running or unchanged"}
+    reason:
+      description: Why nothing was done.
+      type: str
+      returned: when there is no repository to cancel or recover in
+    backup:
+      description: Id of the backup.
+      type: str
+      returned: when there is a backup
+    path:
+      description: Directory of the backup.
+      type: str
+      returned: when there is a backup
     level:
       description: V(full) when every drive is; V(incremental), V(differential) or V(copy).
       type: str
       returned: when there is a backup or a plan
-    point: {description: The point in time (UTC)., type: str, returned: when there is a backup}
+    point:
+      description: The point in time (UTC).
+      type: str
+      returned: when there is a backup
     consistency:
       description: V(filesystem) when the guest was frozen at the point in time, else V(crash).
       type: str
       returned: when there is a backup
-    freeze_ms: {description: Milliseconds from freeze to thaw; null when nothing was frozen., type: float, returned: when there is a backup}
-    transaction_ms: {description: Milliseconds of the transaction that is the point in time., type: float, returned: when this run started the backup}
-    bytes: {description: Bytes copied from the VM., type: int, returned: "with status published or unchanged"}
-    bytes_bound: {description: Bytes that would be copied at most., type: int, returned: in check mode}
-    seconds: {description: Seconds this VM took., type: float, returned: "with status published"}
-    adopted: {description: Whether an earlier run had started the backup., type: bool, returned: when there is a backup}
-    jobs: {description: Ids of the jobs inside QEMU., type: list, elements: str, returned: "with status running"}
-    recovered: {description: What was found of earlier runs and cleaned up., type: list, elements: str, returned: success}
-    skipped: {description: Drives that are not in the backup (C(name) and C(reason))., type: list, elements: dict, returned: when there is a backup or a plan}
+    freeze_ms:
+      description: Milliseconds from freeze to thaw; null when nothing was frozen.
+      type: float
+      returned: when there is a backup
+    transaction_ms:
+      description: Milliseconds of the transaction that is the point in time.
+      type: float
+      returned: when this run started the backup
+    bytes:
+      description: Bytes copied from the VM.
+      type: int
+      returned: with status published or unchanged
+    bytes_bound:
+      description: Bytes that would be copied at most.
+      type: int
+      returned: in check mode
+    seconds:
+      description: Seconds this VM took.
+      type: float
+      returned: with status published
+    adopted:
+      description: Whether an earlier run had started the backup.
+      type: bool
+      returned: when there is a backup
+    jobs:
+      description: Ids of the jobs inside QEMU.
+      type: list
+      elements: str
+      returned: with status running
+    recovered:
+      description: What was found of earlier runs and cleaned up.
+      type: list
+      elements: str
+      returned: success
+    skipped:
+      description: Drives that are not in the backup, with C(name) and C(reason).
+      type: list
+      elements: dict
+      returned: when there is a backup or a plan
     drives:
       description:
         - The drives of the backup, with C(name), C(level), C(reason) (why a full was taken although an incremental was

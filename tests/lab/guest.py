@@ -81,8 +81,8 @@ def _build(work: Path, target: Path, say: Say) -> None:
     agent = next(path for path in tree.rglob("qemu-ga") if path.is_file() and os.access(path, os.X_OK))
     try:
         libraries = shared_libraries(agent, tree)
-    except PackageError as exc:
-        say(f"{exc}: fetching what qemu-guest-agent depends on")
+    except PackageError:
+        say("this host lacks libraries of the agent")
         fetch(depends("qemu-guest-agent"), work, say)
         libraries = shared_libraries(agent, tree)
     root = work / "root"

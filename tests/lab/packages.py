@@ -59,9 +59,9 @@ def fetch(packages: list[str], into: Path, say: Say) -> Path:
         say("package lists look outdated: apt-get update")
         _run("apt-get", "-q", "update")
         _run("apt-get", "-q", "download", *packages, cwd=downloads)
-    for package in sorted(downloads.glob("*.deb")):
-        _run("dpkg-deb", "-x", str(package), str(tree))
-        package.unlink()
+    for archive in sorted(downloads.glob("*.deb")):
+        _run("dpkg-deb", "-x", str(archive), str(tree))
+        archive.unlink()
     return tree
 
 
@@ -73,7 +73,10 @@ def shared_libraries(program: Path, tree: Path) -> dict[str, Path]:
     loader = next((str(path) for path in tree.rglob("ld-linux-x86-64.so.2") if path.is_file()), "")
     paths = sorted({str(library.parent) for library in tree.rglob("*.so*")})
     command = [loader or "/lib64/ld-linux-x86-64.so.2", *(["--library-path", ":".join(paths)] if paths else [])]
-    output = _run(*command, "--list", str(program))
+    done = subprocess.run([*command, "--list", str(program)], capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    if done.returncode != 0 or "not found" in output:  # a library, or a version of it: "GLIBC_2.38' not found"
+        raise PackageError(f"{program.name} lacks libraries: {output}")
     found = re.findall(r"^\s*(?:(\S+) => )?(/\S+) \(0x", output, re.MULTILINE)
     # the name in the program's header counts for the loader, the default directory for the others
     libraries = {name if name.startswith("/") else f"/lib/{name}": Path(path) for name, path in found if name}

@@ -57,13 +57,14 @@ def backup_options(module: AnsibleModule) -> BackupOptions:
     """Raises InputInvalid for what the spec cannot check."""
     params = module.params
     age = params["max_age"]
+    same: dict[str, t.Any] = {key: params[key] for key in _COPIED}
+    same.update({key: tuple(params[key] or ()) for key in _LISTS})
     return BackupOptions(
         max_age=None if age is None else parse_age(age),
         ownership=ownership(params),
         check_mode=module.check_mode,
         collection=VERSION,
-        **{key: params[key] for key in _COPIED},
-        **{key: tuple(params[key] or ()) for key in _LISTS},
+        **same,
     )
 
 

@@ -21,6 +21,8 @@ if t.TYPE_CHECKING:
 
     Operation = t.Callable[[], t.Awaitable[Outcome]]
     VmOperation = t.Callable[[dict[str, t.Any]], t.Awaitable[Outcome]]
+    Entries = list[dict[str, t.Any]]
+    Pairs = list[tuple[dict[str, t.Any], Outcome]]
 
 
 def run(module: AnsibleModule, operation: Operation) -> t.NoReturn:
@@ -43,20 +45,28 @@ def run(module: AnsibleModule, operation: Operation) -> t.NoReturn:
     module.exit_json(**result)
 
 
-def run_vms(module: AnsibleModule, prepare: t.Callable[[], VmOperation], *, failing: bool = True) -> t.NoReturn:
+def run_vms(
+    module: AnsibleModule,
+    prepare: t.Callable[[], VmOperation],
+    *,
+    entries: Entries | None = None,
+    arrange: t.Callable[[Pairs], Pairs] | None = None,
+    failing: bool = True,
+) -> t.NoReturn:
     """Prepare an operation, run it on every entry of ``vms``, at most ``max_parallel`` at a time, and end the module.
 
     One failing VM never stops the others; the module fails at the end and names those that failed, unless
-    ``failing`` is false (readers report what they could not reach and go on).
+    ``failing`` is false (readers report what they could not reach and go on). ``arrange`` may drop or reorder results.
     """
-    entries: list[dict[str, t.Any]] = module.params["vms"]
+    entries = module.params["vms"] if entries is None else entries
     try:
         _check_entries(entries, module.params["max_parallel"])
         operation = prepare()
     except BlockOpsError as exc:
         module.fail_json(msg=str(exc), error=exc.to_result())
     outcomes = asyncio.run(_all(entries, operation, module.params["max_parallel"]))
-    _exit_vms(module, list(zip(entries, outcomes)), failing=failing)
+    pairs = list(zip(entries, outcomes))
+    _exit_vms(module, arrange(pairs) if arrange else pairs, failing=failing)
 
 
 def fail_missing(module: AnsibleModule, package: str, error: ImportError) -> t.NoReturn:
@@ -91,7 +101,7 @@ async def _all(entries: list[dict[str, t.Any]], operation: VmOperation, max_para
     return list(await asyncio.gather(*(one(entry) for entry in entries)))
 
 
-def _exit_vms(module: AnsibleModule, pairs: list[tuple[dict[str, t.Any], Outcome]], *, failing: bool) -> t.NoReturn:
+def _exit_vms(module: AnsibleModule, pairs: Pairs, *, failing: bool) -> t.NoReturn:
     vms: list[dict[str, t.Any]] = []
     before: dict[str, t.Any] = {}
     after: dict[str, t.Any] = {}

@@ -39,3 +39,14 @@ def ownership_spec() -> dict[str, t.Any]:
         "file_mode": {"type": "str", "default": "0400"},
         "directory_mode": {"type": "str", "default": "0700"},
     }
+
+
+def vm_info_spec() -> dict[str, t.Any]:
+    """Of qmp_vm_info."""
+    spec = vms_spec()
+    spec["vms"]["default"] = []
+    spec.update(
+        sockets={"type": "list", "elements": "str", "default": []},
+        probe_agent={"type": "bool", "default": True},
+    )
+    return spec

@@ -14,7 +14,7 @@ import posixpath
 import typing as t
 from dataclasses import dataclass
 
-Raw = t.Dict[str, t.Any]
+Raw = dict[str, t.Any]
 
 # Drivers that pass data through: the image they stand above is what a drive's chain begins with.
 FILTERS = frozenset({"throttle", "copy-on-read", "copy-before-write", "blkdebug", "blklogwrites", "preallocate"})

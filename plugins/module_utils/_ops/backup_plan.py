@@ -84,7 +84,7 @@ def plan_drive(
         candidates = [candidate for candidate in candidates if candidate.record.level == "full"][:1]
     if not candidates:
         return _full(drive, fit, "full", reason=_FIRST)
-    refusals = []
+    refusals: list[str] = []
     for candidate in candidates:
         refusal, layers = _continuation(drive, fit, candidate, repository)
         if refusal is None:

@@ -31,7 +31,7 @@ def plain(manifest: Manifest) -> t.Any:
 
 
 def check_source_space(plan: BackupPlan) -> None:
-    """Tracking bitmaps are stored in the source image: refuse when its file system is full (qemu-project/qemu #3516)."""
+    """Tracking bitmaps are stored in the source image: refuse when its file system is full (QEMU issue 3516)."""
     for drive in plan.drives:
         directory = os.path.dirname(drive.drive.active.file)
         if drive.track and drive.persistent and drive.drive.active.protocol == "file" and os.path.isdir(directory):

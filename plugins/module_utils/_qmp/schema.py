@@ -9,7 +9,7 @@ import typing as t
 
 from .session import Session
 
-_Entities = t.Dict[str, t.Dict[str, t.Any]]
+_Entities = dict[str, dict[str, t.Any]]
 
 # The schema is a quarter of a megabyte and the same for every process of one build: read it once per build and run.
 _read: dict[str, Schema] = {}

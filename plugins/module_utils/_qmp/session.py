@@ -33,7 +33,6 @@ try:
     from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 except ImportError as exc:
     QEMU_QMP_ERROR: ImportError | None = exc
-    EventListener = t.Any
 else:
     QEMU_QMP_ERROR = None
     # The library logs what it also raises; on a module's stderr that is noise before our own message.
@@ -90,7 +89,7 @@ class Session:
             await asyncio.wait_for(client.connect(sock), max(0.01, deadline - time.monotonic()))
         except asyncio.TimeoutError as exc:
             sock.close()
-            raise SocketBusy(socket=path, timeout=timeout) from exc
+            raise SocketBusy(socket=path, timeout=timeout, pid=process.pid) from exc
         except ConnectError as exc:
             sock.close()
             raise NotQmp(socket=path, reason=_first_line(exc.exc)) from exc
@@ -155,7 +154,7 @@ async def _connect(path: str, timeout: float, deadline: float) -> socket.socket:
     try:
         return await connect_unix(path, deadline)
     except TimeoutError as exc:
-        raise SocketBusy(socket=path, timeout=timeout) from exc
+        raise SocketBusy(socket=path, timeout=timeout, pid=-1) from exc
     except NotASocket as exc:
         raise NotQmp(socket=path, reason="it is not a socket") from exc
     except OSError as exc:

@@ -36,6 +36,8 @@ attributes:
       - With O(max_age) nothing is done while a published backup is younger. Without it each run makes a backup.
       - O(state=cancelled) and O(state=recovered) are idempotent.
 options:
+  vms:
+    required: true
   repository:
     description:
       - The repository's directory on this host. It is made with the first backup; the directory above it must exist,

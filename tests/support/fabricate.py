@@ -72,6 +72,11 @@ class Fabricated:
     def manifest(self, number: int) -> dict[str, t.Any]:
         return t.cast("dict[str, t.Any]", json.loads(self.manifest_path(number).read_text()))
 
+    def state(self) -> dict[Path, tuple[int, ...]]:
+        """What must not change when a repository is only read."""
+        found = {path: path.lstat() for path in self.path.rglob("*")}
+        return {path: (stat.st_ino, stat.st_mode, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
     def edit(self, number: int, change: t.Callable[[dict[str, t.Any]], t.Any]) -> None:
         """Rewrite a manifest; ``change`` works on it in place."""
         manifest = self.manifest(number)

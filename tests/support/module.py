@@ -100,13 +100,17 @@ def start_module(
     env: t.Mapping[str, str] | None = None,
     python: str | None = None,
     user: int | None = None,
+    prelude: str = "",
 ) -> Running:
-    """Start module ``name`` with ``params``. ``env`` is added to the environment; ``user`` is a uid to run as."""
+    """Start module ``name`` with ``params``. ``env`` is added to the environment; ``user`` is a uid to run as.
+
+    ``prelude`` is Python that runs in the module's process before it (see killer.py).
+    """
     _link_tree()
     arguments = dict(params, _ansible_check_mode=check, _ansible_diff=diff, _ansible_remote_tmp="/tmp")
     environment = {**os.environ, "PYTHONPATH": _pythonpath(python), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
     process = subprocess.Popen(
-        [python or sys.executable, "-c", _DRIVER, f"{NAMESPACE}.{name}"],
+        [python or sys.executable, "-c", prelude + _DRIVER, f"{NAMESPACE}.{name}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,6 +10,7 @@ the one that started it. The bitmap of the backup before goes only after publish
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 import typing as t
@@ -159,18 +160,14 @@ async def _forget(session: Session, run: Run) -> None:
 
     The backup is safe by now, so a VM that ended meanwhile is no failure; the next run forgets the rest.
     """
-    try:
+    with contextlib.suppress(VmGone):
         await sweep(session, Scope(run.draft.repository, run.store.catalogue().manifests))
-    except VmGone:
-        return
 
 
 async def unwind(session: Session, run: Run) -> None:
     """Undo a started backup: jobs, nodes, its bitmaps, its directory. The bitmaps before it still know every change."""
-    try:
+    with contextlib.suppress(VmGone):  # everything inside it goes with it
         await sweep(session, Scope(run.draft.repository, only=run_of(run.draft.id)))
-    except VmGone:
-        pass  # and everything inside it went with it
     run.partial.remove()
 
 

@@ -155,9 +155,11 @@ def _warnings(vm: Vm, drives: t.Sequence[Drive]) -> t.Iterator[str]:
 def newest_covering(catalogue: Catalogue, store: VmStore, drives: t.Sequence[str]) -> Manifest | None:
     """The newest published backup that has all these drives and looks intact (for ``max_age``)."""
     for manifest in reversed(catalogue.manifests):
-        if all((record := manifest.drive(name)) is not None and record.standalone for name in drives):
-            if chain.incomplete(catalogue.manifests, manifest, drives, damage=store.looks_intact) is None:
-                return manifest
+        records = [manifest.drive(name) for name in drives]
+        if not all(record is not None and record.standalone for record in records):
+            continue
+        if chain.incomplete(catalogue.manifests, manifest, drives, damage=store.looks_intact) is None:
+            return manifest
     return None
 
 

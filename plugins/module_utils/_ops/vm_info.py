@@ -154,7 +154,7 @@ def _warnings(vm: Vm, agent: dict[str, t.Any]) -> t.Iterator[str]:
         for layer in drive.layers:
             for bitmap in layer.bitmaps:
                 if bitmap.inconsistent:
-                    yield f"Bitmap {bitmap.name} of drive {drive.name} is inconsistent: QEMU was killed since it was made."
+                    yield f"Bitmap {bitmap.name} of drive {drive.name} is inconsistent: QEMU was killed with it."
     for job in vm.jobs.values():
         if job.stalled:
             yield f"Job {job.id} is paused by an I/O error ({job.io_status})."

@@ -66,7 +66,7 @@ async def detach_target(session: Session, names: TargetNames) -> int:
 
 
 async def remove_bitmap(session: Session, node: str, name: str) -> None:
-    """Remove a bitmap and look whether it has gone: QEMU may say yes and keep it (gitlab.com/qemu-project/qemu #3516)."""
+    """Remove a bitmap and look whether it has gone: QEMU may say yes and keep it (QEMU issue 3516)."""
     await session.command("block-dirty-bitmap-remove", node=node, name=name)
     for candidate in await session.command("query-named-block-nodes", flat=True):
         if candidate.get("node-name") == node and any(

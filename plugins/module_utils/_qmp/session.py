@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, blockops.qemu contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note: this module util is **PRIVATE** to the collection. It can change at any time.
-"""The only importer of qemu.qmp: one connection to one QEMU, with a deadline on everything and a gate for check mode."""
+"""The only importer of qemu.qmp: a connection to one QEMU, with a deadline on everything and a gate for check mode."""
 
 from __future__ import annotations
 

@@ -1,0 +1,365 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every kind of drive an administrator has, backed up in full and incrementally, and what happens to drives in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import typing as t
+from pathlib import Path
+
+import pytest
+from lab import images
+from lab.fixtures import QemuFactory
+from support.points import KIB, MIB, Drive, Point, Qemu, Site, disk, leftovers, read_disk, tracking
+
+
+@pytest.fixture
+def site(workdir: Path) -> Site:
+    return Site(workdir)
+
+
+def full_then_incremental(site: Site, qemu: Qemu, drive: str = "disk0", offset: int = 2 * MIB) -> Point:
+    """A full, a change, an incremental of it; all content proved. Returns the incremental."""
+    full = site.backup(qemu)
+    assert full.levels[drive] == "full"
+    qemu.write(drive, offset, 64 * KIB, 0xA1)
+    increment = site.backup(qemu)
+    assert increment.levels[drive] == "incremental", increment.reason(drive)
+    assert increment.drive(drive)["copied"] <= 4 * MIB
+    site.check()
+    assert not leftovers(qemu)
+    return increment
+
+
+DEVICES = [
+    pytest.param("virtio-blk-pci", "blockdev", id="virtio-blk by -blockdev"),
+    pytest.param("virtio-blk-pci", "drive", id="virtio-blk by -drive"),
+    pytest.param("virtio-blk-pci", "legacy", id="virtio-blk by -drive if=virtio"),
+    pytest.param("scsi-hd", "blockdev", id="virtio-scsi by -blockdev"),
+    pytest.param("scsi-hd", "drive", id="virtio-scsi by -drive"),
+    pytest.param("ide-hd", "blockdev", id="ide by -blockdev"),
+    pytest.param("ide-hd", "legacy", id="ide by -drive if=ide"),
+    pytest.param("nvme", "blockdev", id="nvme by -blockdev"),
+    pytest.param("nvme", "drive", id="nvme by -drive"),
+]
+
+
+@pytest.mark.parametrize(("device", "style"), DEVICES)
+def test_device(site: Site, qemu_factory: QemuFactory, device: str, style: t.Any) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d"), device=device, style=style)])
+    full_then_incremental(site, qemu)
+
+
+def test_throttle_filter_on_top(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d"), throttle_bps=1 << 30)])
+    full_then_incremental(site, qemu)
+
+
+def test_iothread(site: Site, qemu_factory: QemuFactory) -> None:
+    drive = Drive("disk0", disk(site.directory, "d"), device_options={"iothread": "io0"})
+    # an object goes before the device that names it
+    qemu = qemu_factory("vm", [drive], extra_args=["-object", "iothread,id=io0"])
+    full_then_incremental(site, qemu)
+
+
+def test_device_without_an_id(site: Site, qemu_factory: QemuFactory) -> None:
+    """Named after its -drive, else after its node."""
+    one, two = disk(site.directory, "one"), disk(site.directory, "two")
+    arguments = ["-drive", f"if=none,id=first,file={one},format=qcow2", "-device", "virtio-blk-pci,drive=first"]
+    node = {"driver": "qcow2", "node-name": "second", "file": {"driver": "file", "filename": str(two)}}
+    arguments += ["-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=second"]
+    qemu = qemu_factory("vm", [], extra_args=arguments)
+    point = site.backup(qemu)
+    assert point.levels == {"first": "full", "second": "full"}
+    assert site.backup(qemu).levels == {"first": "incremental", "second": "incremental"}
+    site.check()
+
+
+def test_drive_without_any_name(site: Site, qemu_factory: QemuFactory) -> None:
+    """QEMU's own name of the device is used, with a warning that it can come to mean another drive."""
+    image = disk(site.directory, "d")
+    qemu = qemu_factory("vm", [], extra_args=["-drive", f"if=none,id=x,file={image},format=qcow2"])
+    node = site.backup(qemu)
+    assert list(node.levels) == ["x"]
+
+
+def test_new_and_removed_drive(site: Site, qemu_factory: QemuFactory) -> None:
+    one, two = Drive("one", disk(site.directory, "one")), Drive("two", disk(site.directory, "two"))
+    qemu = qemu_factory("vm", [one], uuid="6f2c9d0e-6c8c-4a39-9d4c-000000000001")
+    site.backup(qemu)
+    qemu.write("one", 3 * MIB, 64 * KIB, 2)
+    qemu.quit()
+    qemu = qemu_factory("vm", [one, two], uuid=qemu.uuid)
+    both = site.backup(qemu)
+    assert both.levels == {"one": "incremental", "two": "full"}
+    assert "no earlier backup" in both.reason("two")
+    assert both.data["level"] == "incremental"
+    qemu.quit()
+    qemu = qemu_factory("vm", [two], uuid=qemu.uuid)
+    removed = site.call(qemu).ok()
+    assert [drive["name"] for drive in removed.data["vms"][0]["drives"]] == ["two"]
+    assert any("one" in warning and both.id in warning for warning in removed.warnings), removed.warnings
+    site.check()
+
+
+def test_grown_while_running_and_with_data_in_the_new_part(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d"))])
+    site.backup(qemu)
+    qemu.execute("block_resize", {"node-name": "disk0-node", "size": 24 * MIB})
+    qemu.write("disk0", 20 * MIB, 64 * KIB, 3)
+    grown = site.backup(qemu)
+    assert grown.levels == {"disk0": "incremental"}
+    assert grown.drive("disk0")["virtual_size"] == 24 * MIB
+    qemu.write("disk0", 23 * MIB, 64 * KIB, 4)
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    site.check()
+
+
+def test_shrunk(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d"))])
+    site.backup(qemu)
+    qemu.execute("block_resize", {"node-name": "disk0-node", "size": 8 * MIB})
+    shrunk = site.backup(qemu)
+    assert shrunk.levels == {"disk0": "full"}
+    assert "shrunk from" in shrunk.reason("disk0")
+    site.check()
+
+
+def test_shrunk_and_grown_again_is_never_silently_wrong(site: Site, qemu_factory: QemuFactory) -> None:
+    """What was cut off reads as zeros afterwards, although the backup before has data there."""
+    image = disk(site.directory, "d")
+    images.fill(image, [(12 * MIB, MIB, 9)])
+    qemu = qemu_factory("vm", [Drive("disk0", image)])
+    site.backup(qemu)
+    qemu.execute("block_resize", {"node-name": "disk0-node", "size": 8 * MIB})
+    qemu.execute("block_resize", {"node-name": "disk0-node", "size": 16 * MIB})
+    site.backup(qemu)
+    site.check()
+
+
+def test_raw_drive_grown(site: Site, qemu_factory: QemuFactory) -> None:
+    """What a device grows by may hold anything, so the bitmap does not tell all."""
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", fmt="raw"), fmt="raw")])
+    site.backup(qemu)
+    qemu.execute("block_resize", {"node-name": "disk0-node", "size": 24 * MIB})
+    grown = site.backup(qemu)
+    assert grown.levels == {"disk0": "full"}
+    assert "has grown" in grown.reason("disk0")
+    site.check()
+
+
+def test_node_renamed_by_a_restart(site: Site, qemu_factory: QemuFactory) -> None:
+    image = disk(site.directory, "d")
+    qemu = qemu_factory("vm", [Drive("disk0", image)])
+    site.backup(qemu)
+    qemu.write("disk0", 5 * MIB, 64 * KIB, 5)
+    qemu.quit()
+    qemu = qemu_factory("vm", [Drive("disk0", image, node_name="quite-another")], uuid=qemu.uuid)
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    site.check()
+
+
+def test_clean_restart_keeps_the_chain(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d"))])
+    site.backup(qemu)
+    for life in range(3):
+        qemu.write("disk0", (2 + life) * MIB, 64 * KIB, 0x20 + life)
+        qemu.restart()
+        qemu.write("disk0", (8 + life) * MIB, 64 * KIB, 0x30 + life)
+        assert site.backup(qemu).levels == {"disk0": "incremental"}
+    site.check()
+
+
+def without_persistence(site: Site, qemu: Qemu, why: str) -> None:
+    full = site.backup(qemu)
+    assert any(why in warning and "after each restart" in warning for warning in full.warnings), full.warnings
+    qemu.write("disk0", 5 * MIB, 64 * KIB, 5)
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    qemu.restart()
+    again = site.backup(qemu)
+    assert again.levels == {"disk0": "full"}
+    assert why in again.reason("disk0")
+    assert "restarted" in again.reason("disk0")
+    site.check()
+
+
+def test_raw_drive_is_incremental_until_qemu_ends(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", fmt="raw"), fmt="raw")])
+    without_persistence(site, qemu, "the raw format cannot store bitmaps")
+
+
+def test_qcow2_version_2_is_incremental_until_qemu_ends(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", compat="0.10"))])
+    without_persistence(site, qemu, "amend -o compat=1.1")
+
+
+def test_read_only_drives_and_media_are_left_out_with_the_reason(site: Site, qemu_factory: QemuFactory) -> None:
+    drives = [
+        Drive("disk0", disk(site.directory, "d")),
+        Drive("locked", disk(site.directory, "locked"), readonly=True, share_rw=False),
+        Drive("empty", None, device="ide-cd"),
+        Drive("medium", disk(site.directory, "iso", fmt="raw"), fmt="raw", device="ide-cd"),
+    ]
+    qemu = qemu_factory("vm", drives)
+    point = site.backup(qemu)
+    assert point.levels == {"disk0": "full"}
+    skipped = {skip["name"]: skip["reason"] for skip in point.data["skipped"]}
+    assert set(skipped) == {"locked", "empty", "medium"}
+    assert "read-only" in skipped["locked"]
+    assert "no medium" in skipped["empty"]
+    assert "removable" in skipped["medium"]
+    assert point.manifest["skipped"] == point.data["skipped"]
+    # asked for by name they are copied; only what is not there cannot be
+    named = site.backup(qemu, drives=["locked", "medium"])
+    assert named.levels == {"locked": "full", "medium": "full"}
+    refused = site.call(qemu, drives=["empty"])
+    assert refused.data["vms"][0]["error"]["kind"] == "DriveUnfit"
+    site.check()
+
+
+def test_firmware_pair(site: Site, qemu_factory: QemuFactory) -> None:
+    """Code is read-only and skipped, variables are a drive; and they can be saved as a definition file as well."""
+    code = images.create(site.directory / "code.fd", 4 * MIB, "raw")
+    variables = disk(site.directory, "vars", 256 * KIB, "raw")
+    drives = [
+        Drive("disk0", disk(site.directory, "d")),
+        Drive("code", code, fmt="raw", device="pflash0", readonly=True),
+        Drive("vars", variables, fmt="raw", device="pflash1"),
+    ]
+    qemu = qemu_factory("vm", drives)
+    point = site.backup(qemu, definition=[str(variables)])
+    names = set(point.levels)
+    assert "disk0" in names
+    assert len(names) == 2, point.data
+    assert len(point.data["skipped"]) == 1
+    (saved,) = point.manifest["definition"]
+    assert (point.path / saved["file"]).read_bytes() == variables.read_bytes()
+    site.check()
+
+
+def test_json_file_name(site: Site, qemu_factory: QemuFactory) -> None:
+    image = disk(site.directory, "d")
+    name = "json:" + json.dumps({"driver": "qcow2", "file": {"driver": "file", "filename": str(image)}})
+    escaped = name.replace(",", ",,")
+    arguments = ["-drive", f"if=none,id=b0,file={escaped}", "-device", "virtio-blk-pci,drive=b0,id=disk0,share-rw=on"]
+    qemu = qemu_factory("vm", [], extra_args=arguments)
+    full_then_incremental(site, qemu)
+    qemu.restart()
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+
+
+def test_external_data_file(site: Site, qemu_factory: QemuFactory) -> None:
+    data = site.directory / "payload.data"
+    image = disk(site.directory, "d", data_file=str(data), data_file_raw=True)
+    qemu = qemu_factory("vm", [Drive("disk0", image)])
+    point = full_then_incremental(site, qemu)
+    assert "data-file" not in json.dumps(images.info(point.image("disk0"))["format-specific"])
+
+
+def test_encrypted_image_is_backed_up_in_plain_and_says_so(site: Site, qemu_factory: QemuFactory) -> None:
+    secret = ["--object", "secret,id=sec0,data=geheim"]
+    image = site.directory / "luks.qcow2"
+    options = "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10"
+    images.run_tool("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, image, "8M")
+    drive = Drive("disk0", image, options={"encrypt": {"format": "luks", "key-secret": "sec0"}})
+    qemu = qemu_factory("vm", [drive], extra_args=[])
+    qemu_args = qemu.argv()
+    assert qemu_args
+    full_then_incremental(site, qemu)
+
+
+SIZES = [pytest.param(size, id=f"{size} bytes") for size in (512, MIB + 512, 3 * MIB + 512, 64 * KIB - 512)]
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("size", SIZES)
+def test_odd_size(site: Site, qemu_factory: QemuFactory, size: int, fmt: str) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", size, fmt), fmt=fmt)])
+    site.backup(qemu)
+    qemu.write("disk0", size - 512, 512, 0x77)
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    site.check()
+
+
+def test_drive_of_no_size(site: Site, qemu_factory: QemuFactory) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", 0)), Drive("disk1", disk(site.directory, "e"))])
+    assert site.backup(qemu).levels == {"disk0": "full", "disk1": "full"}
+    site.backup(qemu)
+    site.check()
+
+
+LAYOUTS = [
+    pytest.param({"cluster_size": "512"}, id="512 byte clusters"),
+    pytest.param({"cluster_size": "4k"}, id="4k clusters"),
+    pytest.param({"cluster_size": "2M"}, id="2M clusters"),
+    pytest.param({"extended_l2": True, "cluster_size": "128k"}, id="extended L2"),
+    pytest.param({"lazy_refcounts": True}, id="lazy refcounts"),
+    pytest.param({"preallocation": "full"}, id="preallocated"),
+]
+
+
+@pytest.mark.parametrize("options", LAYOUTS)
+def test_layout_of_the_source(site: Site, qemu_factory: QemuFactory, options: dict[str, t.Any]) -> None:
+    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", **options))])
+    full_then_incremental(site, qemu, offset=2 * MIB + 4096)
+
+
+def test_compressed_source(site: Site, qemu_factory: QemuFactory) -> None:
+    plain, packed = disk(site.directory, "plain"), site.directory / "packed.qcow2"
+    images.run_tool("qemu-img", "convert", "-c", "-O", "qcow2", plain, packed)
+    full_then_incremental(site, qemu_factory("vm", [Drive("disk0", packed)]), offset=256 * KIB)
+
+
+def test_huge_sparse_drive(site: Site, qemu_factory: QemuFactory) -> None:
+    """2 TiB, next to no data: neither time nor space may go with the virtual size."""
+    image = disk(site.directory, "huge", "2T")
+    images.fill(image, [((2 << 40) - MIB, MIB, 3)])
+    qemu = qemu_factory("vm", [Drive("disk0", image)])
+    first = site.call(qemu).ok().data["vms"][0]
+    qemu.write("disk0", 1 << 40, 64 * KIB, 4)
+    second = site.call(qemu).ok().data["vms"][0]
+    assert [first["level"], second["level"]] == ["full", "incremental"]
+    assert first["seconds"] < 15 and second["seconds"] < 15, (first["seconds"], second["seconds"])
+    for data in (first, second):
+        assert os.stat(data["drives"][0]["path"]).st_blocks * 512 < 64 * MIB
+    qemu.quit()
+    assert images.compare(image, second["drives"][0]["path"], strict=True)
+
+
+def test_backing_chain_is_copied_as_one(site: Site, qemu_factory: QemuFactory) -> None:
+    base = disk(site.directory, "base")
+    overlay = images.create(site.directory / "overlay.qcow2", backing=base)
+    images.fill(overlay, [(4 * MIB, MIB, 6)])
+    full_then_incremental(site, qemu_factory("vm", [Drive("disk0", overlay)]))
+
+
+ZEROING = [
+    pytest.param("write -z {} {}", id="write zeroes"),
+    pytest.param("write -z -u {} {}", id="write zeroes, unmap"),
+    pytest.param("discard {} {}", id="discard"),
+]
+
+
+@pytest.mark.parametrize("cluster_size", ["64k", "4k", "2M"])
+@pytest.mark.parametrize("command", ZEROING)
+def test_zeroes_in_an_increment_hide_the_data_below(
+    site: Site, qemu_factory: QemuFactory, command: str, cluster_size: str
+) -> None:
+    image = disk(site.directory, "d", cluster_size=cluster_size)
+    images.fill(image, [(0, 12 * MIB, 0x55)])
+    drive = Drive("disk0", image, options={"discard": "unmap"})
+    qemu = qemu_factory("vm", [drive])
+    site.backup(qemu)
+    for offset, length in ((0, 2 * MIB), (5 * MIB + 4096, 8192), (7 * MIB - 512, MIB + 1024)):
+        qemu.qemu_io("disk0", command.format(offset, length))
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    qemu.write("disk0", MIB, 4096, 0x56)
+    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    site.check()
+    qemu.quit()
+    assert images.compare(image, site.points[-1].image("disk0"), strict=True)
+
+
+__all__ = ["read_disk", "tracking"]

@@ -205,7 +205,8 @@ class Bench:
             for drive in self.manifest(backup)["drives"]:
                 with raw(self.points[backup][drive["name"]]) as reference:
                     image = self.store / backup / drive["file"]
-                    assert images.compare(image, reference, "qcow2", "raw", strict=True), f"{backup} {drive['name']}"
+                    assert images.compare(image, reference, "qcow2", "raw"), f"{backup} {drive['name']}"
+                    assert images.info(image)["virtual-size"] == os.path.getsize(reference)
                     assert not images.check(image).get("corruptions")
 
     def expect_live(self) -> None:
@@ -215,7 +216,7 @@ class Bench:
         for drive in newest["drives"]:
             disk = self.vm.drives[drive["name"]].image
             assert disk is not None
-            assert images.compare(self.store / newest["id"] / drive["file"], disk, strict=True), drive["name"]
+            assert images.compare(self.store / newest["id"] / drive["file"], disk), drive["name"]
 
 
 @contextmanager

@@ -89,7 +89,7 @@ async def execute(session: Session, recovery: Recovery) -> None:
     """Publish what is complete, remove what is not. The adopted runs are the caller's to finish."""
     for partial, manifest in recovery.complete:
         partial.publish(manifest)
-    if recovery.leftovers.sentences():
+    if recovery.leftovers.sentences() or recovery.discarded:
         await sweep(session, recovery.scope)
     for partial in recovery.discarded:
         partial.remove()

@@ -149,7 +149,7 @@ def _warnings(vm: Vm, drives: t.Sequence[Drive]) -> t.Iterator[str]:
         if fit.tracking is Tracking.TRANSIENT:
             yield f"Drive {drive.name} gets a full backup after each restart of QEMU: {fit.reason}."
         if drive.name.startswith("device["):
-            yield f"Drive {drive.name} has no id; give its -device an id, or its backups may be mixed up after a change."
+            yield f"Drive {drive.name} has no id; give its -device one, or a change of devices may mix up its backups."
 
 
 def newest_covering(catalogue: Catalogue, store: VmStore, drives: t.Sequence[str]) -> Manifest | None:

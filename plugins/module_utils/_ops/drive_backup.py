@@ -57,13 +57,13 @@ class DriveBackup:
             async with session_for(entry, timeout=options.timeout, read_only=True) as session:
                 return await self._predict(session, await read_vm(session, name), entry, store, repository.id)
         store.ensure(options.ownership.directory_mode)
-        async with store.lock(options.timeout):
-            async with session_for(entry, timeout=options.timeout, read_only=False) as session:
-                act = {"present": self._present, "cancelled": self._cancelled, "recovered": self._recovered}
-                try:
-                    return await act[options.state](session, entry, store, repository.id)
-                finally:
-                    await self._bandwidth.leave(session)
+        session_ = session_for(entry, timeout=options.timeout, read_only=False)
+        async with store.lock(options.timeout), session_ as session:
+            act = {"present": self._present, "cancelled": self._cancelled, "recovered": self._recovered}
+            try:
+                return await act[options.state](session, entry, store, repository.id)
+            finally:
+                await self._bandwidth.leave(session)
 
     async def _without_repository(self, entry: VmEntry, name: str) -> Outcome:
         """Nothing was ever backed up there: a first backup in check mode, or nothing to cancel or recover."""

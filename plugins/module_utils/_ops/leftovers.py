@@ -16,7 +16,7 @@ from .._block.graph import Drive
 from .._block.names import bitmap_name, parse_bitmap, parse_object, run_of
 from .._errors import CommandFailed
 from .._qmp.jobs import Job, cancel, read_jobs
-from .._qmp.nodes import remove_bitmap
+from .._qmp.nodes import forget_files, remove_bitmap
 from .._qmp.session import Session
 from .._repository import chain
 from .._repository.manifest import Manifest
@@ -97,6 +97,7 @@ async def sweep(session: Session, scope: Scope) -> list[str]:
         await _remove_node(session, node)
     for node, bitmap in found.bitmaps:
         await remove_bitmap(session, node, bitmap)
+    await forget_files(session, lambda label: _doomed(scope, label))
     return found.sentences()
 
 

@@ -42,7 +42,8 @@ class TargetImage:
 
 async def attach_target(session: Session, names: TargetNames, fd: int, image: TargetImage) -> None:
     """Format the open, empty file as qcow2 and attach it. The descriptor stays the caller's."""
-    file_name = await session.pass_file(fd)
+    passed = await session.pass_file(fd, names.file)
+    file_name = f"/dev/fdset/{passed}"
     cache = {"direct": takes_direct_io(fd)}
     await session.command("blockdev-add", driver="file", node_name=names.file, filename=file_name, cache=cache)
     options: dict[str, t.Any] = {"driver": "qcow2", "file": names.file, "size": image.virtual_size}
@@ -54,6 +55,7 @@ async def attach_target(session: Session, names: TargetNames, fd: int, image: Ta
     await session.command(
         "blockdev-add", driver="qcow2", node_name=names.image, file=names.file, backing=None, cache=cache
     )
+    await session.command("remove-fd", fdset_id=passed)
 
 
 async def detach_target(session: Session, names: TargetNames) -> int:
@@ -63,6 +65,13 @@ async def detach_target(session: Session, names: TargetNames) -> int:
     end = next((node["stats"]["wr_highest_offset"] for node in stats if node.get("node-name") == names.file), 0)
     await session.command("blockdev-del", node_name=names.file)
     return int(end)
+
+
+async def forget_files(session: Session, doomed: t.Callable[[str], bool]) -> None:
+    """Close passed files whose label is ``doomed``, which a killed run left. QEMU closes them once its guest runs."""
+    for fdset in await session.command("query-fdsets"):
+        if any(doomed(fd.get("opaque", "")) for fd in fdset["fds"]):
+            await session.command("remove-fd", fdset_id=fdset["fdset-id"])
 
 
 async def remove_bitmap(session: Session, node: str, name: str) -> None:

@@ -126,17 +126,18 @@ class Session:
         except (ExecInterruptedError, QMPError, EOFError, OSError) as exc:
             raise VmGone(socket=self.path, doing=f"asked for {command.name}") from exc
 
-    async def pass_file(self, fd: int) -> str:
-        """Hand an open file to QEMU and return the file name under which it may open it there.
+    async def pass_file(self, fd: int, label: str) -> int:
+        """Hand an open file to QEMU and return its set: QEMU may open it there as ``/dev/fdset/SET``.
 
-        So QEMU needs no permission on the path. QEMU drops the set when its last user is gone and no monitor is
-        connected ('add-fd' in the QAPI reference).
+        So QEMU needs no permission on the path. Send remove-fd once it has opened it: QEMU drops a set by itself only
+        when no monitor is connected at all ('add-fd' in the QAPI reference), and would keep the file open, even a
+        removed one, as long as another tool stays connected. ``label`` is how a later run recognises the set.
         """
         if self.read_only:
             raise CheckModeViolation(command="add-fd")
         self._client.send_fd_scm(fd)
-        answer = await self.command("add-fd")
-        return f"/dev/fdset/{answer['fdset-id']}"
+        answer = await self.command("add-fd", opaque=label)
+        return int(answer["fdset-id"])
 
     @contextmanager
     def events(self, *names: str) -> t.Iterator[EventListener]:

@@ -45,7 +45,9 @@ class Bench:
     only in a VM that runs.
     """
 
-    def __init__(self, directory: Path, disks: int = 2, *, size: int = 4 * MIB, name: str = "vm", **qemu: t.Any) -> None:
+    def __init__(
+        self, directory: Path, disks: int = 2, *, size: int = 4 * MIB, name: str = "vm", **qemu: t.Any
+    ) -> None:
         self.directory = directory
         self.size = size
         self.repository = directory / "repository"

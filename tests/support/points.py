@@ -58,7 +58,8 @@ class Point:
         """Itself; AssertionError when a chain does not hold what the guest saw, or an image is not sound."""
         for name, witness in self.witnesses.items():
             image = self.image(name)
-            assert images.compare(witness, image, "raw", "qcow2", strict=True), f"{image} is not what the guest saw"
+            assert images.info(image, "qcow2")["virtual-size"] == witness.stat().st_size, f"{image}: wrong size"
+            assert images.compare(witness, image, "raw", "qcow2"), f"{image} is not what the guest saw"
             report = images.check(image)
             assert not report.get("corruptions") and not report.get("leaks"), report
         return self
@@ -149,7 +150,9 @@ def tracking(qemu: Qemu, drive: str) -> list[str]:
 def leftovers(qemu: Qemu) -> list[str]:
     """Jobs and nodes of the collection inside QEMU, and short-lived bitmaps; between two runs there must be none."""
     nodes = qemu.nodes()
-    bitmaps = [bitmap["name"] for node in nodes.values() for bitmap in node.get("dirty-bitmaps", ()) if bitmap.get("name")]
+    bitmaps = [
+        bitmap["name"] for node in nodes.values() for bitmap in node.get("dirty-bitmaps", ()) if bitmap.get("name")
+    ]
     names = [*nodes, *(job["id"] for job in qemu.jobs()), *(name for name in bitmaps if name.endswith("-tmp"))]
     return [name for name in names if name.startswith("bo-")]
 

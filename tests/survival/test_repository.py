@@ -89,7 +89,7 @@ def test_unfinished_and_foreign(repository: Fabricated) -> None:
     assert len(backups(result)) == 4
 
 
-@pytest.mark.parametrize("vm", ["web 1", "ä/ö", '"x" \'y\'', "..", "-rf", "x" * 300])
+@pytest.mark.parametrize("vm", ["web 1", "ä/ö", "\"x\" 'y'", "..", "-rf", "x" * 300])
 def test_names_of_vms(tmp_path: Path, vm: str) -> None:
     made = fabricate(tmp_path / "repository", points=1)
     from ansible_collections.blockops.qemu.plugins.module_utils._repository.names import encode_name
@@ -111,9 +111,13 @@ def test_many_backups_are_listed_quickly(tmp_path: Path) -> None:
         backup_id = f"20250101T{number // 60:02}{number % 60:02}00Z-{number:08x}"
         shutil.copytree(made.directory / made.ids[1], made.directory / backup_id, copy_function=os.link)
         made.ids.append(backup_id)
-        made.edit(number, lambda manifest, n=number: (
-            manifest.update(id=made.ids[n], sequence=n + 1), manifest["drives"][0].update(parent=made.ids[n - 1])
-        ))
+        made.edit(
+            number,
+            lambda manifest, n=number: (
+                manifest.update(id=made.ids[n], sequence=n + 1),
+                manifest["drives"][0].update(parent=made.ids[n - 1]),
+            ),
+        )
     result = run_module("backup_info", {"repository": str(made.path)}, timeout=20)
     assert len(backups(result)) == 365
     assert len(backups(result)[0]["drives"][0]["chain"]) == 365

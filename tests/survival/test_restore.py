@@ -411,7 +411,9 @@ def test_image_without_the_data_below_it(repository: Fabricated, out: Path) -> N
     restore(repository, out, point=repository.ids[1], drives=[{"name": "disk0", "dest": str(base)}]).ok()
     tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", repository.image(2))
     change = {"standalone": False, "parent": None, "level": "copy"}
-    repository.edit(2, lambda manifest: (manifest["drives"][0].update(change), manifest.update(level="copy", sync="top")))
+    repository.edit(
+        2, lambda manifest: (manifest["drives"][0].update(change), manifest.update(level="copy", sync="top"))
+    )
     repository.reseal(2)
     wanted: dict[str, t.Any] = {"name": "disk0", "dest": str(out / "top.qcow2")}
     assert kind(restore(repository, out, point=repository.ids[2], drives=[wanted])) == "InputInvalid"

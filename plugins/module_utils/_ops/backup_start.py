@@ -103,7 +103,9 @@ def _bitmap_actions(drive: DrivePlan, repository: str, backup: str, number: int)
         actions.append({"type": "block-dirty-bitmap-add", "data": new})
     if drive.merge:
         name = temporary_bitmap(repository, backup, number)
-        temporary = {"node": node, "name": name, "disabled": True, "granularity": drive.granularity}
+        # It records as well: with an iothread, the guest may write between the merge and the start of the copy, which
+        # are two actions of one transaction but not one instant, and such a write belongs to the copy.
+        temporary = {"node": node, "name": name, "granularity": drive.granularity}
         sources = [bitmap if source == node else {"node": source, "name": bitmap} for source, bitmap in drive.merge]
         actions.append({"type": "block-dirty-bitmap-add", "data": temporary})
         merge = {"node": node, "target": name, "bitmaps": sources}

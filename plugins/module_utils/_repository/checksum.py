@@ -22,8 +22,8 @@ import typing as t
 from .._errors import FileFailed
 from ._files import os_error
 
-_CHUNK = 4 << 20  # bytes; a multiple of every block size
-_BUFFERS = 3
+_CHUNK = 1 << 20  # bytes; a multiple of every block size, and as fast as bigger ones (measured)
+_BUFFERS = 4
 
 
 async def sha256(path: str) -> str:

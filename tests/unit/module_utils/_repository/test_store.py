@@ -329,7 +329,9 @@ def test_stale_text_does_not_matter(store: VmStore) -> None:
 
 
 def test_lock_waits_for_a_holder_that_ends(store: VmStore) -> None:
-    script = "import fcntl,sys,time; f=open(sys.argv[1],'a'); fcntl.flock(f,2); print('held',flush=True); time.sleep(60)"
+    script = (
+        "import fcntl,sys,time; f=open(sys.argv[1],'a'); fcntl.flock(f,2); print('held',flush=True); time.sleep(60)"
+    )
     path = os.path.join(store.directory, "lock")
     holder = subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE)
     if holder.stdout is None:

@@ -1,0 +1,132 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""kill -9 of the module at every step of a backup, then run again: nothing lost, nothing left, the points exact.
+
+``BLOCKOPS_SLOW=1`` kills the recovering run at every boundary as well; without, at every third.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import typing as t
+from pathlib import Path
+
+import pytest
+from support.backup import Bench
+from support.killer import Trap
+
+from .conftest import BenchFactory
+
+CHUNKS = 6
+STRIDE = 1 if os.environ.get("BLOCKOPS_SLOW") else 3
+# Where the second of two kills finds the most to do.
+UNFINISHED = ("after qmp transaction", "file fsync in seal", "file rename in publish", "qmp job-dismiss")
+
+
+def boundaries(bench: Bench, log: Path, **options: t.Any) -> list[str]:
+    """The steps of a run that is not disturbed."""
+    bench.backup(Trap(log=str(log)), **options).ok()
+    bench.no_leftovers()
+    return log.read_text().splitlines()
+
+
+def kill(bench: Bench, trap: Trap, **options: t.Any) -> None:
+    result = bench.backup(trap, **options)
+    assert result.rc == -signal.SIGKILL, f"{trap} was never reached: {result}"
+
+
+def recover(bench: Bench, context: str, **options: t.Any) -> None:
+    """Predict, run again, and see that the run did as predicted and that nothing is lost or left."""
+    predicted = bench.predicted(**options)
+    known = len(bench.ids())
+    done = bench.backup(**options).ok().data["vms"][0]
+    for key in ("changed", "recovered", "level"):
+        assert done[key] == predicted[key], f"{context}: check mode said {predicted}, the run {done}"
+    assert done.get("adopted", False) == predicted.get("adopted", False), context
+    assert len(bench.ids()) > known or done["adopted"], context
+    bench.no_leftovers()
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("level", ["auto", "full"])
+def test_a_kill_at_any_step_loses_nothing(bench: Bench, workdir: Path, level: str, chunk: int) -> None:
+    bench.backup().ok()
+    bench.change()
+    steps = boundaries(bench, workdir / "steps", level=level)
+    assert len(steps) > 50
+    for number in range(chunk, len(steps), CHUNKS):
+        bench.change()
+        kill(bench, Trap(number=number), level=level)
+        bench.change()
+        recover(bench, f"killed before {steps[number]} ({number})", level=level)
+        assert set(bench.levels().values()) == {"full" if level == "full" else "incremental"}, steps[number]
+    bench.change()
+    bench.backup().ok()
+    assert set(bench.levels().values()) == {"incremental"}
+    bench.no_leftovers()
+    bench.expect_restorable()
+    bench.expect_live()
+
+
+@pytest.mark.parametrize("chunk", range(2))
+def test_a_kill_during_the_very_first_backup_loses_nothing(bench: Bench, workdir: Path, chunk: int) -> None:
+    bench.repository = workdir / "dry"
+    steps = boundaries(bench, workdir / "steps")
+    first = steps.index("qmp pass_file")  # from there on it is as with any other full
+    for number in range(chunk, first, 2):
+        bench.repository, bench.published = workdir / f"repository{number}", set()
+        kill(bench, Trap(number=number))
+        bench.change()
+        recover(bench, f"killed before {steps[number]} ({number})")
+        bench.expect_restorable()
+
+
+@pytest.mark.parametrize("label", UNFINISHED)
+def test_a_kill_of_the_run_that_recovers_loses_nothing(bench: Bench, workdir: Path, label: str) -> None:
+    bench.backup().ok()
+    bench.change()
+    kill(bench, Trap(label=label))
+    bench.change()
+    steps = boundaries(bench, workdir / "steps")
+    for number in range(0, len(steps), STRIDE):
+        bench.change()
+        kill(bench, Trap(label=label))
+        bench.change()
+        second = bench.backup(Trap(number=number))  # a run that ended before is as good
+        bench.change()
+        recover(bench, f"killed at {label}, then before {steps[number]} ({second.rc})")
+    bench.expect_restorable()
+    bench.expect_live()
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_running_job_is_adopted(bench: Bench, nth: int) -> None:
+    """Killed while the jobs run slowly; the next run waits for them, at its own speed."""
+    bench.backup().ok()
+    for drive in bench.truth:
+        bench.write(drive, 0, 32)
+    for _time in range(nth):
+        bench.backup(Trap(label="after qmp transaction"), bandwidth=64 * 1024)
+    jobs = [job["id"] for job in bench.vm.jobs()]
+    assert len(jobs) == 2
+    bench.change()  # after the point in time: not in the adopted backup
+    recover(bench, "job running")
+    assert len(bench.ids()) == 2
+    bench.change()
+    recover(bench, "and on")
+    bench.expect_restorable()
+    bench.expect_live()
+
+
+def test_a_finished_backup_is_published_by_any_state(bench_factory: BenchFactory) -> None:
+    bench = bench_factory(1)
+    bench.backup().ok()
+    bench.change()
+    kill(bench, Trap(label="after qmp transaction"))
+    bench.vm.wait_event("JOB_STATUS_CHANGE", status="concluded")
+    bench.change()
+    done = bench.backup(state="recovered").ok().data["vms"][0]
+    assert (done["status"], done["adopted"], len(bench.ids())) == ("published", True, 2)
+    bench.no_leftovers()
+    bench.expect_restorable()

@@ -11,8 +11,8 @@ short_description: List the backups in a repository
 version_added: 0.1.0
 description:
   - Lists the VMs and backups of a repository, newest first, and says of each whether it can be restored.
-  - A backup is RV(vms[].backups[].complete) when every image of every chain it needs is there, is a regular file, and has
-    the length its manifest records. Contents are not read; M(blockops.qemu.backup_restore) compares checksums.
+  - A backup is RV(vms[].backups[].complete) when every image of every chain it needs is there, is a regular file, and
+    has the length its manifest records. Contents are not read; M(blockops.qemu.backup_restore) compares checksums.
   - Nothing is written, no lock is taken, and no image is opened.
 author:
   - blockops.qemu contributors (@blockops)
@@ -173,7 +173,7 @@ vms:
               description: The backup this image builds on; V(null) for a standalone image.
               type: str
             standalone:
-              description: Whether the image has all data that its chain does not have. V(false) only after an expert's sync.
+              description: Whether the image needs nothing below its chain. V(false) only after an expert's sync.
               type: bool
             virtual_size:
               description: Bytes the guest sees.

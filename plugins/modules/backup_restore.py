@@ -11,12 +11,13 @@ short_description: Restore drives of a backup into new files
 version_added: 0.1.0
 description:
   - Turns the drives of one point in time back into disk images.
-  - Everything is checked before anything is written. All images along every chain must be there, have headers that name
-    exactly what the manifests name, and have the right checksums; the destinations must be free, and the space sufficient.
-  - Never overwrites an image and never writes to a backup. A destination that is there already and has the right content is
-    left as it is; one with another content is an error.
-  - All drives are restored, or none. A file appears under its name when it is complete and on disk. What a killed run leaves
-    are hidden directories next to the destinations, which the next run removes.
+  - Everything is checked before anything is written. All images along every chain must be there, have headers that
+    name exactly what the manifests name, and have the right checksums; the destinations must be free, and the space
+    sufficient.
+  - Never overwrites an image and never writes to a backup. A destination that is there already and has the right
+    content is left as it is; one with another content is an error.
+  - All drives are restored, or none. A file appears under its name when it is complete and on disk. What a killed run
+    leaves are hidden directories next to the destinations, which the next run removes.
   - Runs on the host that has the repository and the destination. It needs C(qemu-img), and does not talk to a VM.
 author:
   - blockops.qemu contributors (@blockops)
@@ -53,8 +54,9 @@ options:
     default: latest
   dest:
     description:
-      - Restore all drives of the backup into this existing directory, as C(DRIVE.qcow2) or C(DRIVE.raw). DRIVE is the drive's
-        name, percent-encoded where it has other characters than letters, digits, C(_), C(-) and C(.).
+      - Restore all drives of the backup into this existing directory, as C(DRIVE.qcow2) or C(DRIVE.raw).
+      - DRIVE is the drive's name, percent-encoded where it has other characters than letters, digits, C(_), C(-) and
+        C(.).
       - Mutually exclusive with O(drives).
     type: path
   drives:
@@ -94,10 +96,11 @@ options:
   mode:
     description:
       - V(full) makes independent, sparse copies.
-      - V(instant) makes empty overlays on the images in the repository within milliseconds, whatever their size. A VM can boot
-        from them at once, and reads through to the backup, so the repository must stay where it is, the user QEMU runs as must
-        be able to read it, and the backup must not be pruned. C(block-stream) of the running VM (or C(qemu-img rebase -b "") of
-        the stopped one) makes the overlay independent.
+      - V(instant) makes empty overlays on the images in the repository, which takes a moment whatever their size (apart
+        from O(verify), which reads them). A VM can boot from them and reads through to the backup, so the repository
+        must stay where it is, the user QEMU runs as must be able to read it, and the backup must not be pruned.
+      - C(block-stream) of the running VM (or C(qemu-img rebase -b "") of the stopped one) makes an overlay
+        independent.
     type: str
     choices: [full, instant]
     default: full
@@ -126,7 +129,8 @@ options:
     default: '0600'
   definition:
     description:
-      - Whether to put back the files that were saved with the backup, such as the start-up definition and firmware variables.
+      - Whether to put back the files that were saved with the backup, such as the start-up definition and firmware
+        variables.
       - V(original) puts them where they came from, V(directory) into O(definition_dest).
       - They keep their mode, and, when the module runs as root, their owner.
     type: str

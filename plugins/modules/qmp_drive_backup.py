@@ -216,11 +216,11 @@ vms:
       type: str
       returned: when there is no repository to cancel or recover in
     backup:
-      description: Id of the backup.
+      description: Id of the backup that was made, runs, would be adopted, or is young enough.
       type: str
       returned: when there is a backup
     path:
-      description: Directory of the backup.
+      description: Directory of the backup, there once it is published.
       type: str
       returned: when there is a backup
     level:
@@ -244,19 +244,19 @@ vms:
       type: float
       returned: when this run started the backup
     bytes:
-      description: Bytes copied from the VM.
+      description: Bytes copied from the VM; 0 while the jobs run.
       type: int
-      returned: with status published or unchanged
+      returned: when there is a backup
     bytes_bound:
       description: Bytes that would be copied at most.
       type: int
-      returned: in check mode
+      returned: when there is a plan
     seconds:
       description: Seconds this VM took.
       type: float
       returned: with status published
     adopted:
-      description: Whether an earlier run had started the backup.
+      description: Whether this run adopts a backup that an earlier one started.
       type: bool
       returned: when there is a backup
     jobs:
@@ -277,8 +277,9 @@ vms:
     drives:
       description:
         - The drives of the backup, with C(name), C(level), C(reason) (why a full was taken although an incremental was
-          asked for), C(parent), C(virtual_size), C(size) of the file, C(copied) bytes, C(sha256), C(file) and C(path).
-        - In check mode C(name), C(level), C(sync), C(reason), C(parent), C(node), C(source), C(virtual_size) and
+          asked for), C(parent), C(virtual_size), C(size) of the file, C(copied) bytes, C(sha256), C(file), C(path), and
+          C(standalone) (whether it can be restored without a base of yours).
+        - Of a plan C(name), C(level), C(sync), C(reason), C(parent), C(node), C(source), C(virtual_size) and
           C(bytes_bound).
       type: list
       elements: dict

@@ -20,10 +20,7 @@ import sys
 import time
 from typing import Any
 
-from qemu.qmp import EventListener, QMPClient
-
-_JOBS = "BLOCK_JOB_COMPLETED"
-
+from qemu.qmp import QMPClient
 
 async def _attach(client: QMPClient, drive: dict[str, Any], number: int, direct: bool) -> dict[str, Any]:
     """Make one target, attach it, and answer the transaction's actions for its drive."""
@@ -45,11 +42,10 @@ async def _attach(client: QMPClient, drive: dict[str, Any], number: int, direct:
 
 
 async def _create(client: QMPClient, options: dict[str, Any]) -> None:
-    with client.listen(EventListener("JOB_STATUS_CHANGE")) as listener:
+    with client.listener("JOB_STATUS_CHANGE") as listener:
         await client.execute("blockdev-create", {"job-id": "bare-create", "options": options})
-        async for event in listener:
-            if event["data"] == {"id": "bare-create", "status": "concluded"}:
-                break
+        while (await listener.get())["data"] != {"id": "bare-create", "status": "concluded"}:
+            pass
     jobs = await client.execute("query-jobs")
     failed = [job["error"] for job in jobs if job["id"] == "bare-create" and "error" in job]
     if failed:
@@ -95,7 +91,7 @@ async def _back_up(vm: dict[str, Any], direct: bool) -> float | None:
                 bitmap = {"node": drive["node"], "name": drive["add"], "persistent": True}
                 actions.append({"type": "block-dirty-bitmap-add", "data": bitmap})
             actions.append(await _attach(client, drive, number, direct))
-        with client.listen(EventListener(_JOBS)) as listener:
+        with client.listener("BLOCK_JOB_COMPLETED") as listener:
             window = await _point(client, vm, actions)
             for _drive in vm["drives"]:
                 event = await listener.get()

@@ -38,6 +38,12 @@ _TRANSIENT = "bo-"
 Truth = t.Dict[str, t.Tuple[int, ...]]
 
 
+class BenchFactory(t.Protocol):
+    """Make a bench whose QEMU ends with the test."""
+
+    def __call__(self, disks: int = 2, **options: t.Any) -> Bench: ...
+
+
 class Bench:
     """One VM with ``disks`` qcow2 drives d0, d1, ... and its place in a repository.
 
@@ -100,7 +106,8 @@ class Bench:
         """Check mode's answer about the VM; nothing may have changed by it."""
         before = self.state()
         result = run_module(MODULE, self.params(**options), check=True).ok()
-        assert self.state() == before
+        after = self.state()
+        assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
         return dict(result.data["vms"][0])
 
     @contextmanager
@@ -149,35 +156,39 @@ class Bench:
         self.published = ids
 
     def state(self) -> dict[str, t.Any]:
-        """Everything a run might change: the tree with sizes and times, and QEMU's nodes, jobs and bitmaps."""
+        """What a run might change, but for what jobs that still run change: the tree, QEMU's nodes, jobs, bitmaps."""
         tree = {
             str(path): (path.lstat().st_size, path.lstat().st_mtime_ns, path.lstat().st_mode)
             for path in [self.repository, *sorted(self.repository.rglob("*"))]
-            if path.exists()
+            if path.exists() and not (path.suffix == ".qcow2" and path.parent.suffix == ".partial")
         }
         bitmaps = {drive: sorted(self.vm.bitmaps(drive)) for drive in self.truth}
-        return {"tree": tree, "nodes": self.vm.node_names(), "jobs": self.vm.jobs(), "bitmaps": bitmaps}
+        nodes = [node for node in self.vm.node_names() if not node.startswith("#")]
+        jobs = sorted(job["id"] for job in self.vm.jobs())
+        return {"tree": tree, "nodes": nodes, "jobs": jobs, "bitmaps": bitmaps}
 
     # -- judgement -----------------------------------------------------------------------------------------------------
 
     def no_leftovers(self) -> None:
         """Nothing of ours in QEMU but the bitmaps that the next backup needs; nothing in the tree but backups."""
-        assert [job["id"] for job in self.vm.jobs()] == []
-        assert [node for node in self.vm.node_names() if node.startswith(_TRANSIENT)] == []
+        nodes = [node for node in self.vm.node_names() if node.startswith(_TRANSIENT)]
+        assert not self.vm.jobs() and not nodes, (self.vm.jobs(), nodes)
         for drive in self.truth:
             names = {name for name in self.vm.bitmaps(drive) if name.startswith(f"bo-{self.repository_id}-")}
-            assert names == self._wanted_bitmaps(drive), drive
-        assert self.open_in_qemu() == []
+            assert names == self._wanted_bitmaps(drive), (drive, names, self._wanted_bitmaps(drive))
+        assert not self.open_in_qemu(), self.open_in_qemu()
         self.tidy()
 
     def tidy(self) -> None:
         """The tree holds what the format says, and nothing else."""
-        assert set(os.listdir(self.repository)) <= {"repository.json", self.vm.name, "other"}
+        there = set(os.listdir(self.repository))
+        assert there <= {"repository.json", self.vm.name}, there
         strange = [name for name in self.entries() if name != "lock" and not _PUBLISHED.fullmatch(name)]
-        assert strange == []
+        assert strange == [], strange
         for backup in self.ids():
             files = {drive["file"] for drive in self.manifest(backup)["drives"]}
-            assert set(os.listdir(self.store / backup)) == files | {"manifest.json"}
+            found = set(os.listdir(self.store / backup))
+            assert found == files | {"manifest.json"}, f"{backup}: {found}"
 
     def open_in_qemu(self) -> list[str]:
         """Files of the repository, or removed ones, that QEMU still has open."""

@@ -22,7 +22,7 @@ MIB = 1 << 20
 REPOSITORY_ID = "5e11ab1e"
 
 
-def tool(*arguments: t.Union[str, Path]) -> str:
+def tool(*arguments: str | Path) -> str:
     """Run a command and return its output; CalledProcessError with what it said otherwise."""
     done = subprocess.run([str(word) for word in arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -58,7 +58,7 @@ class Fabricated:
     witnesses: Path
     sizes: dict[str, int]
     ids: list[str] = field(default_factory=list)
-    uuid: t.Optional[str] = None
+    uuid: str | None = None
 
     def witness(self, number: int, drive: str = "disk0") -> Path:
         return self.witnesses / f"{number}-{drive}.raw"
@@ -107,9 +107,7 @@ class Fabricated:
         self.manifest_path(number).write_text(json.dumps(self._manifest(number, drives, parent)))
         return self.ids[number]
 
-    def _image(
-        self, number: int, drive: str, size: int, parent: t.Optional[str], dice: random.Random, writes: int
-    ) -> None:
+    def _image(self, number: int, drive: str, size: int, parent: str | None, dice: random.Random, writes: int) -> None:
         image, witness = self.image(number, drive), self.witness(number, drive)
         before = self.witness(number - 1, drive)
         if before.exists():
@@ -134,7 +132,7 @@ class Fabricated:
         tool("qemu-io", "-f", "qcow2", *commands, image)
         image.chmod(0o440)
 
-    def _record(self, number: int, drive: str, parent: t.Optional[str]) -> dict[str, t.Any]:
+    def _record(self, number: int, drive: str, parent: str | None) -> dict[str, t.Any]:
         image = self.image(number, drive)
         return {
             "name": drive,
@@ -151,7 +149,7 @@ class Fabricated:
             "source": {"file": f"/vms/{drive}.qcow2", "format": "qcow2", "serial": None},
         }
 
-    def _manifest(self, number: int, drives: list[dict[str, t.Any]], parent: t.Optional[str]) -> dict[str, t.Any]:
+    def _manifest(self, number: int, drives: list[dict[str, t.Any]], parent: str | None) -> dict[str, t.Any]:
         moment = f"2026-11-{number + 1:02}T05:45:00.000000Z"
         return {
             "format": 1,
@@ -204,7 +202,7 @@ class Fabricated:
 
 
 def fabricate(
-    path: Path, *, points: int = 3, vm: str = "web1", sizes: t.Optional[dict[str, int]] = None, seed: int = 0
+    path: Path, *, points: int = 3, vm: str = "web1", sizes: dict[str, int] | None = None, seed: int = 0
 ) -> Fabricated:
     """A repository at ``path`` with a chain of ``points`` backups; witnesses lie next to it."""
     directory = path / vm

@@ -15,6 +15,7 @@ costs an interpreter start (0.15 s) and no Ansible controller.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -140,7 +141,7 @@ def run_module(
     python: str | None = None,
     user: int | None = None,
 ) -> Result:
-    """Run module ``name`` to its end. It never raises for a failing module: see ``Result.failed`` and ``Result.ok()``."""
+    """Run module ``name`` to its end. A failing module does not raise: see ``Result.failed`` and ``Result.ok()``."""
     return start_module(name, params, check=check, diff=diff, env=env, python=python, user=user).finish(timeout)
 
 
@@ -154,7 +155,7 @@ def _result(rc: int, stdout: bytes, stderr: bytes) -> Result:
 
 
 def _pythonpath(python: str | None) -> str:
-    """The linked tree; for a foreign interpreter also the directory that holds ``ansible`` (its module_utils run there)."""
+    """The linked tree; for a foreign interpreter also the directory that holds ``ansible``."""
     if python is None:
         return str(TREE)
     import ansible
@@ -163,11 +164,9 @@ def _pythonpath(python: str | None) -> str:
 
 
 def _link_tree() -> None:
-    """Make .collections/ansible_collections/blockops/qemu a link to the checkout (several processes may do so at once)."""
+    """Make .collections/ansible_collections/blockops/qemu a link to the checkout; several may do so at once."""
     link = TREE / "ansible_collections" / "blockops" / "qemu"
     if not link.exists():
         link.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             link.symlink_to("../../..")
-        except FileExistsError:
-            pass

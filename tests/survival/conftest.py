@@ -10,11 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.backup import Bench
-
-
-class BenchFactory(t.Protocol):
-    def __call__(self, disks: int = 2, **options: t.Any) -> Bench: ...
+from support.backup import Bench, BenchFactory
 
 
 @pytest.fixture

@@ -13,10 +13,8 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from support.backup import Bench
+from support.backup import Bench, BenchFactory
 from support.killer import Trap
-
-from .conftest import BenchFactory
 
 CHUNKS = 6
 STRIDE = 1 if os.environ.get("BLOCKOPS_SLOW") else 3

@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from support.fabricate import Fabricated, fabricate
 from support.module import Result, run_module
 
@@ -111,13 +112,12 @@ def test_many_backups_are_listed_quickly(tmp_path: Path) -> None:
         backup_id = f"20250101T{number // 60:02}{number % 60:02}00Z-{number:08x}"
         shutil.copytree(made.directory / made.ids[1], made.directory / backup_id, copy_function=os.link)
         made.ids.append(backup_id)
-        made.edit(
-            number,
-            lambda manifest, n=number: (
-                manifest.update(id=made.ids[n], sequence=n + 1),
-                manifest["drives"][0].update(parent=made.ids[n - 1]),
-            ),
-        )
+
+        def change(manifest: dict[str, t.Any], number: int = number) -> None:
+            manifest.update(id=made.ids[number], sequence=number + 1)
+            manifest["drives"][0].update(parent=made.ids[number - 1])
+
+        made.edit(number, change)
     result = run_module("backup_info", {"repository": str(made.path)}, timeout=20)
     assert len(backups(result)) == 365
     assert len(backups(result)[0]["drives"][0]["chain"]) == 365

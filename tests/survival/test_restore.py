@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import random
 import shutil
@@ -12,6 +14,11 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
+from ansible_collections.blockops.qemu.plugins.module_utils._errors import FileFailed, SpaceExhausted
+from ansible_collections.blockops.qemu.plugins.module_utils._ops import restore_plan
+from ansible_collections.blockops.qemu.plugins.module_utils._ops.restore import restore as restore_operation
+from ansible_collections.blockops.qemu.plugins.module_utils._ops.restore_types import Request
 from support.fabricate import MIB, Fabricated, fabricate, identical, tool
 from support.module import Result, run_module, start_module
 
@@ -262,7 +269,11 @@ def test_newer_formats(repository: Fabricated, out: Path) -> None:
 
 
 def backing(name: str) -> t.Callable[[Path], None]:
-    return lambda path: tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", name, path) and None
+
+    def change(path: Path) -> None:
+        tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", name, path)
+
+    return change
 
 
 def data_file(path: Path) -> None:
@@ -322,6 +333,38 @@ def test_one_drive_fails_none_appears(shared: Fabricated, out: Path) -> None:
     ]
     assert kind(restore(shared, out, drives=drives)) == "TargetUnwritable"
     assert empty(out)
+
+
+class Flaky:
+    """``os.link`` that fails the second time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.real = os.link
+
+    def __call__(self, source: str, target: str) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.real(source, target)
+
+
+def test_second_drive_fails_at_the_last_step(shared: Fabricated, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", Flaky())
+    request = Request(str(shared.path), shared.vm, dest=str(out))
+    with pytest.raises(FileFailed):
+        asyncio.run(restore_operation(request, check_mode=False))
+    assert empty(out)
+
+
+def test_file_system_fills_up_in_spite_of_the_preflight(
+    repository: Fabricated, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore_plan, "_check_space", lambda _steps: None)
+    request = Request(str(repository.path), repository.vm, dest=str(small), preallocation="full")
+    with pytest.raises(SpaceExhausted):
+        asyncio.run(restore_operation(request, check_mode=False))
+    assert empty(small)
 
 
 def test_refuses_to_write_into_the_repository(repository: Fabricated) -> None:
@@ -432,7 +475,7 @@ def test_saved_files(repository: Fabricated, out: Path) -> None:
     (out / "dir").mkdir()
     disks = out / "disks"
     disks.mkdir()
-    into = {"definition": "directory", "definition_dest": str(out / "dir")}
+    into: dict[str, t.Any] = {"definition": "directory", "definition_dest": str(out / "dir")}
     assert restore(repository, disks, check=True, **into).ok().changed
     restore(repository, disks, **into).ok()
     assert (out / "dir" / "0-web1.conf").read_bytes() == b"old"

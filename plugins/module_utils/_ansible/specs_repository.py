@@ -16,7 +16,7 @@ from .._ops.catalogue import Query
 from .._ops.restore_types import DriveRequest, Request
 from .._repository.place import Owner
 
-Spec = t.Dict[str, t.Any]
+Spec = dict[str, t.Any]
 Params = t.Mapping[str, t.Any]
 
 _MODE = re.compile(r"0?[0-7]{3}")

@@ -37,6 +37,8 @@ def fitness(drive: Drive) -> Fitness:
         return Fitness(False, False, Tracking.NONE, "it is empty (no medium inserted)")
     if drive.active.driver in ("quorum", "blkverify"):
         return Fitness(False, False, Tracking.NONE, f"the {drive.active.driver} driver has no single image")
+    if drive.qdev is None:
+        return Fitness(True, False, Tracking.NONE, "no device of the VM uses it; name it in drives to include it")
     if drive.removable:
         return Fitness(True, False, Tracking.NONE, "it is a removable medium; name it in drives to include it")
     if drive.active.read_only:

@@ -83,7 +83,7 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
     except BlockOpsError:
         await unwind(session, run)
         raise
-    manifest = _published(run, drives)
+    manifest = _published(run, drives, options)
     await _forget(session, run)
     return manifest
 
@@ -144,14 +144,15 @@ async def _seal(
     return dataclasses.replace(record, size=size, sha256=digest, copied=0 if job is None else job.done)
 
 
-def _published(run: Run, drives: t.Sequence[DriveRecord]) -> Manifest:
+def _published(run: Run, drives: t.Sequence[DriveRecord], options: BackupOptions) -> Manifest:
     manifest = dataclasses.replace(
         run.draft,
         drives=tuple(drives),
         finished=datetime.now(timezone.utc),
         sequence=chain.next_sequence(run.store.catalogue().manifests),
     )
-    run.partial.publish(manifest)
+    own = options.ownership
+    run.partial.publish(manifest, uid=own.uid, gid=own.gid, mode=own.file_mode)
     return manifest
 
 
@@ -184,6 +185,6 @@ async def end_copy(session: Session, run: Run, options: BackupOptions) -> Manife
     except BlockOpsError:
         await unwind(session, run)
         raise
-    manifest = _published(run, drives)
+    manifest = _published(run, drives, options)
     await _forget(session, run)
     return manifest

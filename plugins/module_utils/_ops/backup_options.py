@@ -22,6 +22,11 @@ class Ownership:
     directory_mode: int = 0o700
     file_mode: int = 0o400
 
+    @property
+    def directory(self) -> tuple[int, int | None, int | None]:
+        """Mode and owner of a directory that is made."""
+        return self.directory_mode, self.uid, self.gid
+
 
 @dataclass(frozen=True)
 class BackupOptions:

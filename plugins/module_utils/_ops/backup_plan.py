@@ -56,6 +56,11 @@ class DrivePlan:
         """Bytes the target may need at most, tables included."""
         return self.bytes_bound + self.bytes_bound // _METADATA_SHARE + _METADATA_BASE
 
+    @property
+    def flat(self) -> bool:
+        """Whether the drive is one qcow2 image, in which what is not allocated reads as zeros."""
+        return len(self.drive.layers) == 1 and self.drive.active.driver == "qcow2"
+
     def to_result(self) -> dict[str, t.Any]:
         return {
             "name": self.drive.name,

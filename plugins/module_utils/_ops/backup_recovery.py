@@ -25,6 +25,7 @@ from .._repository.manifest import Manifest
 from .._repository.partial import Partial
 from .._repository.store import VmStore
 from .backup_finish import Run
+from .backup_options import Ownership
 from .leftovers import Leftovers, Scope, look, sweep
 from .vm import Vm
 
@@ -85,10 +86,10 @@ async def plan_recovery(session: Session, vm: Vm, store: VmStore, repository: st
     return Recovery(tuple(adopted), tuple(complete), tuple(discarded), await look(session, scope), scope)
 
 
-async def execute(session: Session, recovery: Recovery) -> None:
+async def execute(session: Session, recovery: Recovery, own: Ownership) -> None:
     """Publish what is complete, remove what is not. The adopted runs are the caller's to finish."""
     for partial, manifest in recovery.complete:
-        partial.publish(manifest)
+        partial.publish(manifest, uid=own.uid, gid=own.gid, mode=own.file_mode)
     if recovery.leftovers.sentences() or recovery.discarded:
         await sweep(session, recovery.scope)
     for partial in recovery.discarded:

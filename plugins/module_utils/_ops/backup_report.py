@@ -12,7 +12,6 @@ import typing as t
 
 from .._repository import space
 from .._repository.manifest import Manifest
-from .._repository.names import timestamp
 from .._repository.store import VmStore
 from ._outcome import Outcome
 from .backup_finish import Run
@@ -40,7 +39,7 @@ def check_source_space(plan: BackupPlan) -> None:
 
 
 def nothing(vm: Vm, why: str) -> Outcome:
-    return Outcome(False, {**_vm(vm), "status": "unchanged", "reason": why})
+    return Outcome(False, {**_vm(vm), "status": "unchanged", "reason": why, "recovered": []})
 
 
 def planned(vm: Vm, plan: BackupPlan, store: VmStore | None, recovered: list[str]) -> Outcome:
@@ -86,7 +85,7 @@ def published(
 
 
 def unchanged(vm: Vm, store: VmStore, manifest: Manifest, recovered: list[str], changed: bool) -> Outcome:
-    result = {**_vm(vm), **_backup(store, manifest), "status": "unchanged", "recovered": recovered}
+    result = {**_vm(vm), **_backup(store, manifest), "status": "unchanged", "adopted": False, "recovered": recovered}
     return Outcome(changed, result)
 
 
@@ -94,15 +93,9 @@ def running(vm: Vm, store: VmStore, run: Run, recovered: list[str], *, started: 
     """The jobs go on inside QEMU; a later call adopts them."""
     result = {
         **_vm(vm),
+        **_backup(store, run.draft),
         "status": "running",
-        "backup": run.draft.id,
-        "path": os.path.join(store.directory, run.draft.id),
-        "level": run.draft.level,
-        "point": timestamp(run.draft.point),
-        "consistency": run.draft.consistency,
-        "freeze_ms": run.draft.freeze_ms,
         "jobs": list(run.jobs),
-        "drives": [_drive(drive) for drive in plain(run.draft)["drives"]],
         "adopted": not started,
         "recovered": recovered,
     }
@@ -110,9 +103,9 @@ def running(vm: Vm, store: VmStore, run: Run, recovered: list[str], *, started: 
     return Outcome(started or bool(recovered), result, before, {"running": run.draft.level}, run.draft.warnings)
 
 
-def adoption_planned(vm: Vm, recovery: Recovery) -> Outcome:
+def adoption_planned(vm: Vm, store: VmStore, recovery: Recovery) -> Outcome:
     run = recovery.adopted[-1]
-    result = {**_vm(vm), "status": "planned", "backup": run.draft.id, "level": run.draft.level, "adopted": True}
+    result = {**_vm(vm), **_backup(store, run.draft), "status": "planned", "adopted": True}
     result["recovered"] = recovery.sentences()
     return Outcome(True, result, {"published": False}, {"published": True, "backup": run.draft.id})
 

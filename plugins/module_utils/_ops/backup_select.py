@@ -50,7 +50,7 @@ def plan_backup(
         definition=merged(entry.definition, options.definition),
         agent_socket=entry.agent_socket or agent,
         running=vm.running,
-        warnings=tuple(_warnings(vm, chosen)),
+        warnings=(*_warnings(chosen), *_gone(vm, catalogue)),
     )
 
 
@@ -141,7 +141,15 @@ def _level_of(options: BackupOptions, plans: t.Sequence[DrivePlan]) -> str:
     return "differential" if any(plan.level == "differential" for plan in plans) else "incremental"
 
 
-def _warnings(vm: Vm, drives: t.Sequence[Drive]) -> t.Iterator[str]:
+def _gone(vm: Vm, catalogue: Catalogue) -> t.Iterator[str]:
+    """Drives the newest backup knew: that one is missing may be a mistake in the VM's definition. Said once."""
+    for manifest in catalogue.manifests[-1:]:
+        for name in (*(drive.name for drive in manifest.drives), *(skip.name for skip in manifest.skipped)):
+            if vm.drive(name) is None:
+                yield f"The VM no longer has drive {name}, which it had in backup {manifest.id}."
+
+
+def _warnings(drives: t.Sequence[Drive]) -> t.Iterator[str]:
     for drive in drives:
         fit = fitness(drive)
         if drive.active.encrypted:

@@ -30,6 +30,13 @@ class Bandwidth:
         self._running[session] = tuple(jobs)
         await self._apply()
 
+    async def adopt(self, session: Session, jobs: t.Sequence[str]) -> None:
+        """Count the jobs of an earlier run in: from now on the limit of this run holds for them, also "none"."""
+        await self.join(session, jobs)
+        if self._total is None:
+            for job in jobs:
+                await _set_speed(session, job, 0)
+
     async def leave(self, session: Session) -> None:
         """Count the session's jobs out and let the others have their share."""
         if self._running.pop(session, None):

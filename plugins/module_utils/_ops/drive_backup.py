@@ -56,7 +56,7 @@ class DriveBackup:
         if options.check_mode:
             async with session_for(entry, timeout=options.timeout, read_only=True) as session:
                 return await self._predict(session, await read_vm(session, name), entry, store, repository.id)
-        store.ensure(options.ownership.directory_mode)
+        store.ensure(*options.ownership.directory)
         session_ = session_for(entry, timeout=options.timeout, read_only=False)
         async with store.lock(options.timeout), session_ as session:
             act = {"present": self._present, "cancelled": self._cancelled, "recovered": self._recovered}
@@ -80,7 +80,7 @@ class DriveBackup:
         if self._options.state != "present":
             return backup_report.recovery_planned(vm, recovery, self._options.state)
         if self._satisfied(recovery):
-            return backup_report.adoption_planned(vm, recovery)
+            return backup_report.adoption_planned(vm, store, recovery)
         fresh = self._fresh(vm, entry, store)
         if fresh is not None:
             return backup_report.unchanged(vm, store, fresh, recovery.sentences(), bool(recovery.needed))
@@ -96,7 +96,7 @@ class DriveBackup:
         for run in recovery.adopted:
             if not self._options.wait or run.draft.sync == "none":
                 return backup_report.running(vm, store, run, recovery.sentences())
-            await self._bandwidth.join(session, list(run.jobs))
+            await self._bandwidth.adopt(session, list(run.jobs))
             manifest = await finish(session, run, self._options)
             if self._satisfied(recovery):
                 return backup_report.published(vm, store, manifest, recovery, started, adopted=True)
@@ -115,7 +115,7 @@ class DriveBackup:
     ) -> Outcome:
         repository = recovery.scope.repository
         now = datetime.now(timezone.utc)
-        partial = store.begin(new_backup_id(now, os.urandom(4).hex()), self._options.ownership.directory_mode)
+        partial = store.begin(new_backup_id(now, os.urandom(4).hex()), *self._options.ownership.directory)
         run = Run(store, partial, with_version(draft(plan, partial, repository, self._options, now), vm))
         with watch(session) as watcher:
             run, frozen = await self._start(session, plan, run)
@@ -149,7 +149,7 @@ class DriveBackup:
 
     async def _recover(self, session: Session, vm: Vm, store: VmStore, repository: str) -> Recovery:
         recovery = await backup_recovery.plan_recovery(session, vm, store, repository)
-        await backup_recovery.execute(session, recovery)
+        await backup_recovery.execute(session, recovery, self._options.ownership)
         return recovery
 
     async def _recovered(self, session: Session, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
@@ -160,6 +160,7 @@ class DriveBackup:
         for run in recovery.adopted:
             if not self._options.wait or run.draft.sync == "none":
                 return backup_report.running(vm, store, run, recovery.sentences())
+            await self._bandwidth.adopt(session, list(run.jobs))
             manifest = await finish(session, run, self._options)
             return backup_report.published(vm, store, manifest, recovery, started, adopted=True)
         return backup_report.recovered(vm, recovery)
@@ -203,7 +204,7 @@ class DriveBackup:
 def _repository(options: BackupOptions) -> Repository | None:
     """The repository; made now if this run may make it, ``None`` when there is none and this run must not."""
     if options.state == "present" and not options.check_mode:
-        return Repository.create(options.repository, options.ownership.directory_mode)
+        return Repository.create(options.repository, *options.ownership.directory)
     try:
         return Repository.open(options.repository)
     except RepositoryMissing:

@@ -11,18 +11,21 @@ import os
 import time
 import typing as t
 
+from .._errors import ImageToolFailed, SpaceExhausted
 from .._image import qemu_img
+from .._repository import space
 from .._repository.place import Place, claim, remove_leftovers, undoing
 from ._outcome import Outcome
 from .restore_definition import put_definition, write_definition
 from .restore_plan import plan_restore
 from .restore_types import DefinitionStep, DriveStep, Plan, Request
 
+_NEARLY_FULL = 4 << 20  # bytes; qemu-img says why it failed only in words, the file system in numbers
 _AT_ONCE = 2  # one qemu-img keeps 16 requests in flight; a second one fills the gaps at its ends
 
 
 async def restore(request: Request, *, check_mode: bool) -> Outcome:
-    """Observe, plan, execute. Errors of the plan mean that nothing was written; of the execution, that nothing is left."""
+    """Observe, plan, execute. After an error nothing is there that was not there before."""
     began = time.monotonic()
     plan = await plan_restore(request)
     if plan.changes and not check_mode:
@@ -94,7 +97,13 @@ async def _write(request: Request, step: DriveStep, place: Place) -> None:
         await qemu_img.create(place.content, "qcow2", step.record.virtual_size, backing=step.source)
         return
     options = {} if request.preallocation == "off" else {"preallocation": request.preallocation}
-    await qemu_img.convert(step.source, place.content, step.request.format, options=options, pass_fds=(place.lock,))
+    fmt = step.request.format
+    try:
+        await qemu_img.convert(step.source, place.content, fmt, options=options, pass_fds=(place.lock,))
+    except ImageToolFailed as exc:
+        if space.available(place.directory) >= _NEARLY_FULL:
+            raise
+        raise SpaceExhausted(path=step.request.dest, doing="writing", reason=exc.data["said"]) from exc
 
 
 def _result(plan: Plan, seconds: float) -> dict[str, t.Any]:

@@ -105,8 +105,8 @@ def _step(request: Request, drive: DriveRequest, manifest: Manifest, store: VmSt
     record = links[0][1]
     if not record.standalone and (drive.base is None or request.instant):
         raise InputInvalid(
-            message=f"The image of drive {drive.name} in backup {manifest.id} (sync={manifest.sync}) lacks the data below "
-            "it: name the image it belongs on as base (mode=full)."
+            message=f"The image of drive {drive.name} in backup {manifest.id} (sync={manifest.sync}) lacks the data "
+            "below it: name the image it belongs on as base (mode=full)."
         )
     if record.standalone and drive.base is not None:
         raise InputInvalid(message=f"Drive {drive.name} stands alone in backup {manifest.id}; it takes no base.")
@@ -152,7 +152,7 @@ def _has_right_shape(step: DriveStep) -> bool:
 
 
 async def _needed(request: Request, step: DriveStep) -> int:
-    """Bytes the new file takes at most. A sparse raw file takes what the data takes, which only qcow2's measure tells."""
+    """Bytes the new file takes at most. For a sparse raw file, too, only the measure of qcow2 knows the data."""
     if step.instant:
         return _OVERLAY_BYTES
     if step.request.format == "raw" and request.preallocation != "off":

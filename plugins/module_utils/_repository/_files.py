@@ -81,6 +81,21 @@ def write_atomic(directory: str, name: str, data: bytes, mode: int) -> None:
     sync_directory(directory)
 
 
+def own(path: str | int, uid: int | None, gid: int | None, mode: int) -> None:
+    """Give a file or directory of ours (or the open descriptor of one) its owner, then its mode: chown clears bits."""
+    if uid is not None or gid is not None:
+        os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid)
+    os.chmod(path, mode)
+
+
+def remove_temporaries(directory: str, *names: str) -> None:
+    """Remove what killed runs left of :func:`write_temporary` for these names."""
+    prefixes = tuple(f".{name}." for name in names)
+    for entry in os.listdir(directory):
+        if entry.startswith(prefixes) and entry.endswith(".tmp"):
+            remove_quietly(os.path.join(directory, entry))
+
+
 def remove_quietly(path: str) -> None:
     """Remove a file of ours that may be gone; what cannot be removed is left to the next run."""
     with contextlib.suppress(OSError):

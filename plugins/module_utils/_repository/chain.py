@@ -15,7 +15,7 @@ from .._errors import BackupMissing, BlockOpsError, ChainBroken, InputInvalid
 from .manifest import DriveRecord, Manifest
 from .names import is_backup_id, parse_moment
 
-Link = t.Tuple[Manifest, DriveRecord]
+Link = tuple[Manifest, DriveRecord]
 # What is wrong with an image as it lies there (one sentence), or None. Given by whoever may look at the disk.
 Damage = t.Callable[[Manifest, DriveRecord], t.Optional[str]]
 Broken = t.Mapping[str, BlockOpsError]
@@ -148,7 +148,7 @@ def _stands_alone(manifest: Manifest, drives: t.Sequence[str]) -> bool:
 
 
 def newest_with_drive(manifests: t.Iterable[Manifest], drive: str) -> Manifest | None:
-    """The backup an incremental of ``drive`` would follow: the newest that has it, copies (outside every chain) apart."""
+    """The backup an incremental of ``drive`` would follow: the newest that has it and is no copy."""
     return _newest(manifests, drive, ("full", "incremental", "differential"))
 
 

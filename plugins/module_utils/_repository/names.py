@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import typing as t
 import urllib.parse
 from datetime import date, datetime, timedelta, timezone
 
@@ -150,7 +149,7 @@ def _zone(text: str | None) -> timezone:
     return timezone(-offset if text[0] == "-" else offset)
 
 
-def parse_age(age: t.Union[str, int]) -> int:
+def parse_age(age: str | int) -> int:
     """Seconds of an age: ``90`` or ``"90"`` (seconds), ``"15m"``, ``"36h"``, ``"7d"``, ``"2w"``.
 
     :raise InputInvalid: anything else.

@@ -3,7 +3,7 @@
 # Note: this module util is **PRIVATE** to the collection. It can change at any time.
 """A backup in the making: the directory ``.ID.partial`` and the one way it becomes a backup (rule 4 of the format).
 
-Whoever uses it holds the VM's lock. Killed anywhere, what is left is a partial directory, or a backup; never half of one.
+Whoever uses it holds the VM's lock. Killed anywhere, it leaves a partial directory or a backup, never half of one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._errors import BackupExists, DefinitionMissing, ManifestInvalid, PartialIncomplete
-from ._files import named, read_small, sync_directory, write_all, write_atomic
+from ._files import named, own, read_small, remove_temporaries, sync_directory, write_all, write_atomic
 from .manifest import MAX_BYTES, DefinitionRecord, Manifest
 from .names import DEFINITION, INTENT, MANIFEST, has_control_characters, is_image_file
 
@@ -114,7 +114,7 @@ class Partial:
         with named(path, "sealing the image"):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                _own(fd, uid, gid, mode)
+                own(fd, uid, gid, mode)
                 os.fsync(fd)
                 return os.fstat(fd).st_size
             finally:
@@ -131,7 +131,8 @@ class Partial:
             return ()
         directory = self._inside(DEFINITION)
         with named(directory, "saving the definition"):
-            os.makedirs(directory, stat.S_IMODE(os.stat(self.directory).st_mode), exist_ok=True)
+            os.makedirs(directory, exist_ok=True)
+            own(directory, uid, gid, stat.S_IMODE(os.stat(self.directory).st_mode))
             records = tuple(self._save_one(path, n, uid, gid, mode) for n, path in enumerate(paths))
             sync_directory(directory)
         return records
@@ -149,7 +150,7 @@ class Partial:
                     digest.update(data)
                     size += len(data)
                     write_all(target, data)
-                _own(target, uid, gid, mode)
+                own(target, uid, gid, mode)
                 os.fsync(target)
             finally:
                 os.close(target)
@@ -160,8 +161,12 @@ class Partial:
             path, file, stat.S_IMODE(info.st_mode) & 0o777, info.st_uid, info.st_gid, size, digest.hexdigest()
         )
 
-    def publish(self, manifest: Manifest, *, mode: int = 0o440) -> str:
+    def publish(
+        self, manifest: Manifest, *, uid: int | None = None, gid: int | None = None, mode: int = 0o440
+    ) -> str:
         """Make it a backup (rule 4); the directory it is in now. The images are detached, sealed and checked by then.
+
+        ``uid``, ``gid`` and ``mode`` are the manifest's.
 
         :raise BackupExists: the id is taken.
         :raise PartialIncomplete: a file is missing or has another length than the manifest says.
@@ -178,11 +183,12 @@ class Partial:
         )
         with named(self.directory, "publishing the backup"):
             write_atomic(self.directory, MANIFEST, data, mode)
+            own(self._inside(MANIFEST), uid, gid, mode)
+            # From here on the manifest tells a later run what to finish, and a backup holds nothing but itself.
+            _unlink_if_there(self._inside(INTENT))
+            remove_temporaries(self.directory, INTENT, MANIFEST)
             os.rename(self.directory, target)
             sync_directory(parent)
-            # Until here the intent tells a later run what to finish. Left behind by a kill it is ignored.
-            with named(target, "publishing the backup"):
-                _unlink_if_there(os.path.join(target, INTENT))
         return target
 
     def _check_files(self, manifest: Manifest) -> None:
@@ -206,12 +212,6 @@ class Partial:
 
     def _inside(self, name: str) -> str:
         return os.path.join(self.directory, name)
-
-
-def _own(fd: int, uid: int | None, gid: int | None, mode: int) -> None:
-    if uid is not None or gid is not None:
-        os.fchown(fd, -1 if uid is None else uid, -1 if gid is None else gid)
-    os.fchmod(fd, mode)
 
 
 def _unlink_if_there(path: str) -> None:

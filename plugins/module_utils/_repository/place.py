@@ -170,7 +170,7 @@ def _remove_if_dead(directory: str) -> bool:
 
 
 @contextlib.contextmanager
-def undoing() -> t.Iterator[t.List[t.Callable[[], None]]]:
+def undoing() -> t.Iterator[list[t.Callable[[], None]]]:
     """Steps back, run last first when the block fails or is cancelled; each may fail without stopping the others."""
     steps: list[t.Callable[[], None]] = []
     try:

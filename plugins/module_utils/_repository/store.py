@@ -33,8 +33,10 @@ from ._files import (
     is_real_directory,
     named,
     os_error,
+    own,
     read_small,
     remove_quietly,
+    remove_temporaries,
     sync_directory,
     write_temporary,
 )
@@ -77,8 +79,8 @@ class VmStore:
     def exists(self) -> bool:
         return is_real_directory(self.directory)
 
-    def ensure(self, mode: int = 0o700) -> None:
-        """Make the directory if it is not there; an existing one keeps its mode.
+    def ensure(self, mode: int = 0o700, uid: int | None = None, gid: int | None = None) -> None:
+        """Make the directory if it is not there; an existing one keeps its mode and owner.
 
         :raise RepositoryInvalid: something else stands in its place.
         """
@@ -91,11 +93,11 @@ class VmStore:
                         path=self.directory, reason="it is not a directory (links are not followed)"
                     ) from None
                 return
-            os.chmod(self.directory, mode)
+            own(self.directory, uid, gid, mode)
             sync_directory(os.path.dirname(self.directory))
 
     def lock(self, timeout: float) -> t.AsyncContextManager[None]:
-        """Hold the VM's lock (``async with``), waiting at most ``timeout`` seconds. :raise RepositoryLocked: in vain."""
+        """Hold the VM's lock (``async with``), waiting at most ``timeout`` seconds, else RepositoryLocked."""
         return exclusive(os.path.join(self.directory, LOCK), self.name, timeout)
 
     def catalogue(self) -> Catalogue:
@@ -131,7 +133,7 @@ class VmStore:
         return os.path.join(self.directory, manifest.id, drive.file)
 
     def looks_intact(self, manifest: Manifest, drive: DriveRecord) -> str | None:
-        """What is wrong with an image at a glance (is it there, is it a file of that length); ``None`` when nothing is."""
+        """What is wrong with an image at a glance (is it there, a file, of that length); ``None`` when nothing."""
         path = self.image_path(manifest, drive)
         try:
             info = os.lstat(path)
@@ -150,7 +152,7 @@ class VmStore:
             self._partial(backup_id) for backup_id in found if is_real_directory(self._partial(backup_id).directory)
         ]
 
-    def begin(self, backup_id: str, mode: int = 0o700) -> Partial:
+    def begin(self, backup_id: str, mode: int = 0o700, uid: int | None = None, gid: int | None = None) -> Partial:
         """Make the directory of a backup in the making.
 
         :raise BackupExists: the id is taken.
@@ -163,7 +165,7 @@ class VmStore:
                 os.mkdir(partial.directory, 0o700)
             except FileExistsError:
                 raise BackupExists(backup=backup_id, vm=self.name) from None
-            os.chmod(partial.directory, mode)
+            own(partial.directory, uid, gid, mode)
             sync_directory(self.directory)
         return partial
 
@@ -210,7 +212,7 @@ class Repository:
         return cls(path, _identity(data, path, identity))
 
     @classmethod
-    def create(cls, path: str, mode: int = 0o700) -> Repository:
+    def create(cls, path: str, mode: int = 0o700, uid: int | None = None, gid: int | None = None) -> Repository:
         """Open the repository at ``path``, making it first when there is none. Several processes may do so at once.
 
         The parent directory must exist: a missing one is most likely a file system that is not mounted. Files that
@@ -218,11 +220,14 @@ class Repository:
         """
         path = os.path.abspath(path)
         try:
-            return cls.open(path)
+            cls.open(path)
         except RepositoryMissing:
-            _make_directory(path, mode)
+            _make_directory(path, mode, uid, gid)
             _make_identity(path)
-        return cls.open(path)
+        repository = cls.open(path)
+        with named(path, "making the repository"):
+            remove_temporaries(path, IDENTITY)
+        return repository
 
     def vms(self) -> list[VmStore]:
         """The VMs that have a directory here, by name. Foreign entries are passed over."""
@@ -261,7 +266,7 @@ def _identity(data: bytes, path: str, file: str) -> str:
         raise RepositoryInvalid(path=path, reason=f"{IDENTITY}: {exc.data['reason']}") from exc
 
 
-def _make_directory(path: str, mode: int) -> None:
+def _make_directory(path: str, mode: int, uid: int | None, gid: int | None) -> None:
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -273,7 +278,7 @@ def _make_directory(path: str, mode: int) -> None:
     except OSError as exc:
         raise os_error(exc, path, "making the repository") from exc
     with named(path, "making the repository"):
-        os.chmod(path, mode)
+        own(path, uid, gid, mode)
         sync_directory(os.path.dirname(path))
 
 
@@ -285,8 +290,8 @@ def _make_identity(path: str) -> None:
         temporary = write_temporary(path, IDENTITY, (json.dumps(text) + "\n").encode(), 0o644)
         try:
             os.link(temporary, target)
-        except FileExistsError:
-            pass
+        except (FileExistsError, FileNotFoundError):
+            pass  # another first run was faster, and may have tidied up after itself and us
         except OSError as exc:
             if exc.errno not in NO_LINKS:
                 raise

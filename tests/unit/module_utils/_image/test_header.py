@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils._errors import ImageInvalid
 from ansible_collections.blockops.qemu.plugins.module_utils._image.header import Header, read_header
 from support.fabricate import tool

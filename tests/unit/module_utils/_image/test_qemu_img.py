@@ -11,6 +11,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils._errors import ImageInUse, ImageToolFailed, ImageToolMissing
 from ansible_collections.blockops.qemu.plugins.module_utils._image import qemu_img
 from ansible_collections.blockops.qemu.plugins.module_utils._image.qemu_img import Image
@@ -35,6 +36,13 @@ def new(path: Path) -> str:
 def test_info_and_check(image: Path) -> None:
     assert asyncio.run(qemu_img.info(str(image)))["virtual-size"] == 16 * MIB
     assert asyncio.run(qemu_img.check(str(image)))["check-errors"] == 0
+
+
+def test_check_does_not_open_what_lies_below(image: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay"
+    asyncio.run(qemu_img.create(str(overlay), "qcow2", backing=Image(str(image), "qcow2")))
+    image.unlink()
+    assert asyncio.run(qemu_img.check(str(overlay)))["check-errors"] == 0
 
 
 def test_check_of_a_damaged_image(image: Path) -> None:
@@ -106,6 +114,7 @@ def test_in_use(image: Path, tmp_path: Path) -> None:
         holder.kill()
         holder.communicate()
     assert not qemu_img.open_for_writing(str(image))
+    assert not qemu_img.in_use(str(image))
 
 
 def test_readers_do_not_count_as_in_use(image: Path) -> None:
@@ -117,6 +126,7 @@ def test_readers_do_not_count_as_in_use(image: Path) -> None:
             raise RuntimeError
         holder.stdout.read(len("qemu-io> "))
         assert not qemu_img.open_for_writing(str(image))
+        assert qemu_img.in_use(str(image))
         assert asyncio.run(qemu_img.info(str(image)))
     finally:
         holder.kill()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils._errors import (
     BackupMissing,
     ChainBroken,

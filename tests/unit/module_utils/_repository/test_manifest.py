@@ -8,6 +8,7 @@ import typing as t
 from datetime import datetime, timezone
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils._errors import FormatUnsupported, ManifestInvalid
 from ansible_collections.blockops.qemu.plugins.module_utils._repository.manifest import (
     MAX_BYTES,
@@ -54,7 +55,7 @@ MANIFEST = Manifest(
 )
 
 
-def read(data: t.Union[bytes, t.Any], backup_id: str = ID, vm_directory: str = "web%2F1") -> Manifest:
+def read(data: bytes | t.Any, backup_id: str = ID, vm_directory: str = "web%2F1") -> Manifest:
     text = data if isinstance(data, bytes) else json.dumps(data).encode()
     return Manifest.from_json(text, "/r/manifest.json", backup_id=backup_id, vm_directory=vm_directory)
 

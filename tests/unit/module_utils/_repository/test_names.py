@@ -7,6 +7,7 @@ import typing as t
 from datetime import datetime, timedelta, timezone
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils._errors import InputInvalid
 from ansible_collections.blockops.qemu.plugins.module_utils._repository import names
 
@@ -110,7 +111,7 @@ def test_no_moment(text: str) -> None:
     ("age", "seconds"),
     [(90, 90), ("90", 90), ("45s", 45), ("15m", 900), ("36h", 129600), ("7d", 604800), ("2w", 1209600), (0, 0)],
 )
-def test_age(age: t.Union[str, int], seconds: int) -> None:
+def test_age(age: str | int, seconds: int) -> None:
     assert names.parse_age(age) == seconds
 
 

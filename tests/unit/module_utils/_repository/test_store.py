@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils import _errors as errors
 from ansible_collections.blockops.qemu.plugins.module_utils._repository import checksum, place
 from ansible_collections.blockops.qemu.plugins.module_utils._repository._files import os_error
@@ -39,10 +40,9 @@ def store(repository: Repository) -> VmStore:
 
 def manifest_of(repository: Repository, backup_id: str, content: bytes, **more: t.Any) -> Manifest:
     drive = DriveRecord("disk0", "disk0.qcow2", "full", 512, len(content), 0)
-    manifest = Manifest(
+    return Manifest(
         backup_id, repository.id, 1, "web 1", None, "full", "full", "crash", NOW, NOW, NOW, (drive,), **more
     )
-    return manifest
 
 
 def fill(partial: Partial, content: bytes = b"image") -> None:

@@ -19,7 +19,7 @@ LIMIT = 60
 
 
 def run(bench: Bench) -> Outcome:
-    number, data = (4, 8 * MIB) if bench.quick else (50, 8 * MIB)
+    number, data = (4, 8 * MIB) if bench.quick else (50, 64 * MIB)
     home = bench.directory / "footprint"
     home.mkdir()
     group = Group("footprint: peak resident set of the module's process", "")

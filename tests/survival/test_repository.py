@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from architecture.documentation import COMMON_RETURN, documentation, undocumented
 from support.fabricate import Fabricated, fabricate
 from support.module import Result, run_module
 
@@ -121,3 +122,17 @@ def test_many_backups_are_listed_quickly(tmp_path: Path) -> None:
     result = run_module("backup_info", {"repository": str(made.path)}, timeout=20)
     assert len(backups(result)) == 365
     assert len(backups(result)[0]["drives"][0]["chain"]) == 365
+
+
+def test_answers_are_documented(repository: Fabricated, tmp_path: Path) -> None:
+    repository.save_file(3, tmp_path / "web1.conf", b"definition")
+    answers = {
+        "backup_info": info(repository, vm="web1", point="latest"),
+        "backup_restore": run_module(
+            "backup_restore",
+            {"repository": str(repository.path), "vm": "web1", "dest": str(tmp_path), "definition": "original"},
+        ),
+    }
+    for name, result in answers.items():
+        answer = {key: value for key, value in result.ok().data.items() if key not in COMMON_RETURN}
+        assert undocumented(answer, documentation()[name]["return"]) == []

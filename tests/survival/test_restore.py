@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import shutil
+import struct
 import subprocess
 import typing as t
 from pathlib import Path
@@ -286,10 +287,10 @@ def other_size(path: Path) -> None:
 
 
 def encrypted(path: Path) -> None:
-    path.unlink()
-    secret = ["--object", "secret,id=s,data=abc"]
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    tool("qemu-img", "create", *secret, "-f", "qcow2", "-o", options, path, "16M")
+    """The header says LUKS. (Really encrypting takes qemu-img seconds, and fails on a busy machine.)"""
+    with path.open("r+b") as stream:
+        stream.seek(32)
+        stream.write(struct.pack(">I", 2))
 
 
 def not_qcow2(path: Path) -> None:
@@ -418,18 +419,21 @@ def test_killed_at_random_moments(tmp_path: Path, out: Path) -> None:
     made.reseal(1)
     dice = random.Random(7)
     params = {"repository": str(made.path), "vm": made.vm, "dest": str(out)}
+    killed = 0
     for _round in range(8):
         running = start_module("backup_restore", params)
         try:
             running.process.wait(dice.uniform(0.15, 1.2))
         except subprocess.TimeoutExpired:
             running.process.kill()
+            killed += 1
         running.finish()
         for name in ("disk0", "data"):
             dest = out / f"{name}.qcow2"
             if dest.exists():  # what has appeared is complete
                 assert identical(dest, "qcow2", made.witness(1, name), "raw")
                 dest.unlink()
+    assert killed >= 2
     wait_for_orphans(out)
     restore(made, out).ok()
     assert sorted(os.listdir(out)) == ["data.qcow2", "disk0.qcow2"]

@@ -3,7 +3,9 @@
 # Note: this module util is **PRIVATE** to the collection. It can change at any time.
 """Names of what we make inside QEMU, and how to recognise them again. Nothing without such a name is ever touched.
 
-A bitmap is named after the backup it follows: ``bo-<repository id>-<backup id>``. Nodes, jobs and short-lived bitmaps
+A bitmap is named after the backup it follows: ``bo-<repository id>-<backup id>``. An external snapshot taken since
+then puts an overlay on top; the overlay's bitmap, made in the transaction of the snapshot, is called ``.1`` after
+that, the next one's ``.2``: so it shows when an image in between was dropped, and its changes with it. Nodes, jobs and short-lived bitmaps
 of one run are ``bo-<repository id>-<last 8 digits of the backup id>-<drive number>-<role>``, at most 31 bytes, which
 is QEMU's limit for node names. The repository id keeps two repositories of one VM out of each other's way.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_BITMAP = re.compile(r"bo-([0-9a-f]{8})-(\d{8}T\d{6}Z-[0-9a-f]{8})")
+_BITMAP = re.compile(r"bo-([0-9a-f]{8})-(\d{8}T\d{6}Z-[0-9a-f]{8})(?:\.([1-9]\d{0,3}))?")
 _OBJECT = re.compile(r"bo-([0-9a-f]{8})-([0-9a-f]{8})-(\d{1,2})-([a-z]{1,7})")
 
 # At most this many drives of one VM fit into the two digits.
@@ -22,10 +24,11 @@ MAX_DRIVES = 100
 
 @dataclass(frozen=True)
 class BitmapName:
-    """Which backup of which repository a tracking bitmap follows."""
+    """Which backup of which repository a tracking bitmap follows, and how many images above the one backed up then."""
 
     repository: str
     backup: str
+    layer: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,13 @@ class ObjectName:
     role: str
 
 
-def bitmap_name(repository: str, backup: str) -> str:
-    return f"bo-{repository}-{backup}"
+def bitmap_name(repository: str, backup: str, layer: int = 0) -> str:
+    return f"bo-{repository}-{backup}" + (f".{layer}" if layer else "")
 
 
 def parse_bitmap(name: str) -> BitmapName | None:
     match = _BITMAP.fullmatch(name)
-    return BitmapName(*match.groups()) if match else None
+    return BitmapName(match[1], match[2], int(match[3] or 0)) if match else None
 
 
 def object_name(repository: str, backup: str, drive: int, role: str) -> str:

@@ -13,13 +13,17 @@ import typing as t
 from dataclasses import dataclass
 
 from .._block.fitness import Fitness, Tracking
-from .._block.graph import Drive, Layer
+from .._block.graph import Bitmap, Drive, Layer
 from .._block.names import bitmap_name
 from .._repository.manifest import DriveRecord
 
 # Clusters and their tables: 8 bytes per 64 KiB in L2, 2 in refcounts, and the header, L1 and first tables.
 _METADATA_SHARE = 4096
 _METADATA_BASE = 1 << 20
+
+
+# What changed since a backup: the images from the active one down to the one backed up then, each with its bitmap.
+_Changes = t.Sequence[t.Tuple[Layer, Bitmap]]
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,10 @@ def plan_drive(
         return _full(drive, fit, "full", reason=_FIRST)
     refusals: list[str] = []
     for candidate in candidates:
-        refusal, layers = _continuation(drive, fit, candidate, repository)
+        refusal, changes = _continuation(drive, fit, candidate, repository)
         if refusal is None:
             newest = refusals[0] if refusals else None
-            return _incremental(drive, fit, candidate, layers, repository, level, newest)
+            return _incremental(drive, fit, candidate, changes, level, newest)
         refusals.append(refusal)
     return _full(drive, fit, "full", reason=refusals[0], lost=True)
 
@@ -122,13 +126,10 @@ def _incremental(
     drive: Drive,
     fit: Fitness,
     candidate: Candidate,
-    layers: t.Sequence[Layer],
-    repository: str,
+    changes: _Changes,
     level: str,
     reason: str | None,
 ) -> DrivePlan:
-    name = bitmap_name(repository, candidate.backup)
-    bitmaps = [bitmap for layer in layers for bitmap in layer.bitmaps if bitmap.name == name]
     return DrivePlan(
         drive=drive,
         level="differential" if level == "differential" else "incremental",
@@ -136,18 +137,18 @@ def _incremental(
         reason=None if reason is None else f"builds on {candidate.backup} because {reason}",
         parent=candidate.backup,
         parent_file=candidate.record.file,
-        merge=tuple((layer.node, name) for layer in layers),
-        granularity=min(bitmap.granularity for bitmap in bitmaps),
+        merge=tuple((layer.node, bitmap.name) for layer, bitmap in changes),
+        granularity=min(bitmap.granularity for _layer, bitmap in changes),
         track=True,
         persistent=fit.tracking is Tracking.PERSISTENT,
-        bytes_bound=min(drive.active.virtual_size, sum(bitmap.count for bitmap in bitmaps)),
+        bytes_bound=min(drive.active.virtual_size, sum(bitmap.count for _layer, bitmap in changes)),
     )
 
 
 def _continuation(
     drive: Drive, fit: Fitness, candidate: Candidate, repository: str
-) -> tuple[str | None, t.Sequence[Layer]]:
-    """Why the drive cannot continue from the candidate, or ``None`` and the layers whose bitmaps hold the changes."""
+) -> tuple[str | None, _Changes]:
+    """Why the drive cannot continue from the candidate, or ``None`` and the bitmaps that hold the changes."""
     if candidate.defect is not None:
         return f"backup {candidate.backup} is damaged: {candidate.defect}", ()
     image, parent = drive.active, candidate.record
@@ -156,41 +157,45 @@ def _continuation(
     if image.virtual_size > parent.virtual_size and image.driver != "qcow2":
         # What a qcow2 grows by reads as zeros; what a device grows by may hold anything.
         return f"the {image.driver} drive has grown from {parent.virtual_size} to {image.virtual_size} bytes", ()
-    return _tracked_layers(drive, fit, candidate, bitmap_name(repository, candidate.backup))
+    return _tracked_changes(drive, fit, candidate, repository)
 
 
-def _tracked_layers(
-    drive: Drive, fit: Fitness, candidate: Candidate, name: str
-) -> tuple[str | None, t.Sequence[Layer]]:
-    """Layers from the active image down to the one that was active at the candidate's point in time.
+def _tracked_changes(
+    drive: Drive, fit: Fitness, candidate: Candidate, repository: str
+) -> tuple[str | None, _Changes]:
+    """Bitmaps from the active image down to the one that was active at the candidate's point in time.
 
-    Every one of them must have the bitmap: a snapshot taken since then put an overlay on top, and only if that
-    overlay got the bitmap in the same transaction do all layers together know every change.
+    Every layer must have its own: a snapshot taken since then put an overlay on top, and only if that overlay got
+    its bitmap in the same transaction, and no layer was dropped, do all of them together know every change.
     """
     since = candidate.record.source.file
-    layers: list[Layer] = []
-    for layer in drive.layers:
-        bitmap = layer.bitmap(name)
+    depth = next((number for number, layer in enumerate(drive.layers) if layer.file == since), None)
+    if depth is None:
+        return f"the image that was active then ({since}) is no longer in the drive's chain", ()
+    changes: list[tuple[Layer, Bitmap]] = []
+    for number, layer in enumerate(drive.layers[: depth + 1]):
+        bitmap = layer.bitmap(bitmap_name(repository, candidate.backup, depth - number))
         where = "" if layer is drive.active else f" in the image {layer.file} below the active one"
         if bitmap is None:
-            return _absent(drive, fit, candidate.backup, where), ()
+            return _absent(drive, fit, candidate.backup, where, depth), ()
         if bitmap.inconsistent:
             return f"its bitmap{where} is inconsistent: QEMU was killed or the host crashed since then", ()
         if bitmap.busy:
             return f"its bitmap{where} is in use by another operation", ()
         if not bitmap.recording and layer is drive.active:
             return f"its bitmap{where} was disabled", ()
-        layers.append(layer)
-        if layer.file == since:
-            if len({layer.virtual_size for layer in layers}) > 1:
-                return "the drive was resized across a snapshot", ()
-            return None, layers
-    return f"the image that was active then ({since}) is no longer in the drive's chain", ()
+        changes.append((layer, bitmap))
+    if len({layer.virtual_size for layer, _bitmap in changes}) > 1:
+        return "the drive was resized across a snapshot", ()
+    return None, changes
 
 
-def _absent(drive: Drive, fit: Fitness, backup: str, where: str) -> str:
+def _absent(drive: Drive, fit: Fitness, backup: str, where: str, depth: int) -> str:
     if fit.tracking is Tracking.TRANSIENT:
         return f"{fit.reason}, and QEMU was restarted since backup {backup}"
-    if len(drive.layers) > 1 and not where:
-        return f"the active image {drive.active.file} has no bitmap of backup {backup}: it was put there since then"
+    if depth and not where:
+        return (
+            f"the active image {drive.active.file} has no bitmap that continues the one of backup {backup}: it, or an "
+            "image below it, was put there or dropped since then"
+        )
     return f"there is no bitmap of backup {backup}{where}: QEMU was killed, or the image was replaced or restored"

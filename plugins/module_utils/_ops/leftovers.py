@@ -13,7 +13,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._block.graph import Drive
-from .._block.names import bitmap_name, parse_bitmap, parse_object, run_of
+from .._block.names import parse_bitmap, parse_object, run_of
 from .._errors import CommandFailed
 from .._qmp.jobs import Job, cancel, read_jobs
 from .._qmp.nodes import forget_files, remove_bitmap
@@ -65,20 +65,28 @@ def find(scope: Scope, drives: t.Iterable[Drive], nodes: t.Iterable[str], jobs: 
         bitmaps=tuple(
             (layer.node, bitmap.name)
             for drive in drives
+            for kept in [followed_backups(scope, drive.name)]
             for layer in drive.layers
+            # QEMU removes none from an image below a snapshot. Their turn comes when the image is written again.
+            if not layer.read_only
             for bitmap in layer.bitmaps
-            if bitmap.name not in kept_bitmaps(scope, drive.name) and _doomed(scope, bitmap.name)
+            if _followed(bitmap.name) not in kept and _doomed(scope, bitmap.name)
         ),
     )
 
 
-def kept_bitmaps(scope: Scope, drive: str) -> set[str]:
-    """Bitmaps from which a next backup of the drive can continue: of its newest backup, and of its newest full."""
+def followed_backups(scope: Scope, drive: str) -> set[str]:
+    """Backups from which a next one of the drive can continue, so that their bitmaps stay: its newest, its newest full."""
     followed = (
         chain.newest_with_drive(scope.manifests, drive),
         chain.newest_full_of_drive(scope.manifests, drive),
     )
-    return {bitmap_name(scope.repository, manifest.id) for manifest in followed if manifest is not None}
+    return {manifest.id for manifest in followed if manifest is not None}
+
+
+def _followed(name: str) -> str | None:
+    bitmap = parse_bitmap(name)
+    return bitmap.backup if bitmap is not None else None
 
 
 def _doomed(scope: Scope, name: str) -> bool:

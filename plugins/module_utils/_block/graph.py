@@ -127,6 +127,18 @@ def parse_drives(
     return _without_twins(drives)
 
 
+def fit_together(blockstats: list[Raw], named_nodes: list[Raw]) -> bool:
+    """Whether every node of the trees is among the nodes. Not so when a job ended, with its filter, in between."""
+    known = {node.get("node-name") for node in named_nodes}
+    todo = list(blockstats)
+    while todo:
+        tree = todo.pop()
+        if tree.get("node-name") and tree["node-name"] not in known:
+            return False
+        todo += [tree[child] for child in ("parent", "backing") if child in tree]
+    return True
+
+
 def drive_name(qdev: str | None, device: str, node: str | None) -> str:
     """The name a drive keeps over restarts: the device's id, else that of -drive, else the node's, else the path.
 
@@ -188,7 +200,8 @@ def _layer(node: Raw, storage: Raw, directory: str | None) -> Layer:
         node=node["node-name"],
         driver=node["drv"],
         protocol=storage["drv"],
-        file=_absolute(image["filename"], directory) if storage["drv"] == "file" else image["filename"],
+        # The file below says its plain name; the image itself says json:{...} as soon as anything was overridden in it.
+        file=_absolute(storage["image"]["filename"], directory) if storage["drv"] == "file" else image["filename"],
         virtual_size=image["virtual-size"],
         # A block device (LVM, iSCSI) has no allocation of its own to tell.
         allocated=image.get("actual-size", 0) or 0,

@@ -18,16 +18,15 @@ from datetime import datetime, timezone
 
 from .._block.names import run_of
 from .._errors import BlockOpsError, JobFailed, JobStalled, JobTimeout, JobVanished, VmGone
-from .._image import qemu_img
 from .._qmp.jobs import Job, Watch, cancel, read_jobs, watch
 from .._qmp.nodes import detach_target
 from .._qmp.session import Session
 from .._repository import chain, space
-from .._repository.checksum import sha256
 from .._repository.manifest import DriveRecord, Manifest
 from .._repository.partial import Partial
 from .._repository.store import VmStore
 from .backup_options import BackupOptions
+from .backup_proof import proved, together
 from .backup_start import job_id, target_names
 from .leftovers import Scope, sweep
 from .quiesce import Frozen
@@ -73,7 +72,7 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
         jobs = await _wait(session, run, deadline, watcher)
         _judge(run, jobs, options)
         ends = await _detach(session, run)
-        drives = [await _seal(run, n, jobs, ends, options) for n in run.numbers]
+        drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
     except JobTimeout:
         raise
     except VmGone:
@@ -136,10 +135,7 @@ async def _seal(
     space.trim(path, ends[number])
     own = options.ownership
     size = await asyncio.to_thread(run.partial.seal, record.file, own.uid, own.gid, own.file_mode)
-    digest = None
-    if options.verify:
-        await qemu_img.check(path)
-        digest = await sha256(path)
+    digest = await proved(path) if options.verify else None
     job = jobs[job_id(run.draft.repository, run.draft.id, number)]
     return dataclasses.replace(record, size=size, sha256=digest, copied=0 if job is None else job.done)
 
@@ -178,7 +174,7 @@ async def end_copy(session: Session, run: Run, options: BackupOptions) -> Manife
     try:
         await cancel(session, run.jobs)
         ends = await _detach(session, run)
-        drives = [await _seal(run, n, jobs, ends, options) for n in run.numbers]
+        drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
     except VmGone:
         run.partial.remove()
         raise

@@ -18,21 +18,24 @@ class Bandwidth:
         self._total = total
         self._running: dict[Session, tuple[str, ...]] = {}
 
-    def share(self, joining: int = 0) -> int:
-        """Bytes per second of one job when ``joining`` more begin; 0 is QEMU's word for no limit."""
-        if self._total is None:
-            return 0
-        jobs = joining + sum(len(ids) for ids in self._running.values())
-        return max(1, self._total // max(1, jobs))
+    async def join(self, session: Session, jobs: t.Sequence[str]) -> int:
+        """Count jobs in that are about to begin: those that run make room first. What each of the new ones may take.
 
-    async def join(self, session: Session, jobs: t.Sequence[str]) -> None:
-        """Count these jobs in and give every running job its new share."""
+        Bytes per second; 0 is QEMU's word for no limit. Call ``begun`` when they have begun.
+        """
         self._running[session] = tuple(jobs)
-        await self._apply()
+        await self._apply(but=session)
+        return self._share()
+
+    async def begun(self, session: Session, speed: int) -> None:
+        """The session's jobs have begun with ``speed`` each; others may have joined or left since it was told."""
+        if self._share() != speed:
+            await self._apply()
 
     async def adopt(self, session: Session, jobs: t.Sequence[str]) -> None:
         """Count the jobs of an earlier run in: from now on the limit of this run holds for them, also "none"."""
-        await self.join(session, jobs)
+        self._running[session] = tuple(jobs)
+        await self._apply()
         if self._total is None:
             for job in jobs:
                 await _set_speed(session, job, 0)
@@ -42,13 +45,17 @@ class Bandwidth:
         if self._running.pop(session, None):
             await self._apply()
 
-    async def _apply(self) -> None:
+    def _share(self) -> int:
+        if self._total is None:
+            return 0
+        return max(1, self._total // max(1, sum(len(ids) for ids in self._running.values())))
+
+    async def _apply(self, but: Session | None = None) -> None:
         if self._total is None:
             return
-        speed = self.share()
         for session, jobs in list(self._running.items()):
-            for job in jobs:
-                await _set_speed(session, job, speed)
+            for job in jobs if session is not but else ():
+                await _set_speed(session, job, self._share())  # asked anew: others join and leave meanwhile
 
 
 async def _set_speed(session: Session, job: str, speed: int) -> None:

@@ -10,7 +10,7 @@ import time
 import typing as t
 from datetime import datetime, timezone
 
-from .._errors import BlockOpsError, GuestFrozen, RepositoryMissing
+from .._errors import BlockOpsError, GuestFrozen, InputInvalid, RepositoryMissing
 from .._guest.guard import ThawGuard
 from .._qmp.jobs import watch
 from .._qmp.schema import read_schema
@@ -41,6 +41,7 @@ class DriveBackup:
     def __init__(self, options: BackupOptions) -> None:
         self._options = options.checked()
         self._bandwidth = Bandwidth(options.bandwidth)
+        self._sockets: dict[str, str] = {}
         freezing = options.state == "present" and options.quiesce != "off" and not options.check_mode
         self._guard = ThawGuard.started() if freezing else None
 
@@ -49,6 +50,7 @@ class DriveBackup:
         options = self._options
         check_definition(merged(entry.definition, options.definition))
         name = entry.name or await _name_of(entry, options)
+        self._claim(name, entry.socket)
         repository = _repository(options)
         if repository is None:
             return await self._without_repository(entry, name)
@@ -65,6 +67,12 @@ class DriveBackup:
             finally:
                 await self._bandwidth.leave(session)
 
+    def _claim(self, name: str, socket: str) -> None:
+        """Names that QEMU told may be the same, too; the second VM must not go into the directory of the first."""
+        first = self._sockets.setdefault(name, socket)
+        if first != socket:
+            raise InputInvalid(message=f"The VMs at {first} and {socket} are both called {name!r}; name them in vms.")
+
     async def _without_repository(self, entry: VmEntry, name: str) -> Outcome:
         """Nothing was ever backed up there: a first backup in check mode, or nothing to cancel or recover."""
         async with session_for(entry, timeout=self._options.timeout, read_only=True) as session:
@@ -79,6 +87,7 @@ class DriveBackup:
         recovery = await backup_recovery.plan_recovery(session, vm, store, repository)
         if self._options.state != "present":
             return backup_report.recovery_planned(vm, recovery, self._options.state)
+        store = store.expecting(manifest for _partial, manifest in recovery.complete)
         if self._satisfied(recovery):
             return backup_report.adoption_planned(vm, store, recovery)
         fresh = self._fresh(vm, entry, store)
@@ -136,12 +145,12 @@ class DriveBackup:
             schema = await read_schema(session)
             await attach(session, plan, run.partial, draft_.repository, options)
             jobs = [job_id(draft_.repository, draft_.id, number) for number in run.numbers]
-            speed = self._bandwidth.share(joining=len(jobs))
+            speed = await self._bandwidth.join(session, jobs)
             command = transaction(plan, draft_.repository, draft_.id, options, schema, speed)
             frozen = await take_point(session, plan, command, options, self._guard)
             run = run.at_point(frozen)
             run.partial.write_intent({"manifest": backup_report.plain(run.draft)})
-            await self._bandwidth.join(session, jobs)
+            await self._bandwidth.begun(session, speed)
         except BlockOpsError:
             await unwind(session, run)
             raise

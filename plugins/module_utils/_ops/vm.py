@@ -10,11 +10,12 @@ import typing as t
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from .._block.graph import Drive, parse_drives
+from .._block.graph import Drive, fit_together, parse_drives
 from .._errors import CommandFailed, InputInvalid
 from .._qmp.jobs import Job, read_jobs
 from .._qmp.session import Process, Session
 
+_LOOKS = 10
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -96,9 +97,13 @@ async def read_vm(session: Session, name: str | None = None) -> Vm:
 
 async def read_drives(session: Session) -> tuple[tuple[Drive, ...], tuple[str, ...]]:
     """The drives with their chains, and the names of all nodes."""
-    blocks = await session.command("query-block")
-    stats = await session.command("query-blockstats")
-    nodes = await session.command("query-named-block-nodes", flat=True)
+    for _try in range(_LOOKS):
+        blocks = await session.command("query-block")
+        stats = await session.command("query-blockstats")
+        nodes = await session.command("query-named-block-nodes", flat=True)
+        # Three looks at what may change in between: a drive whose filter has just gone would seem to be empty.
+        if fit_together(stats, nodes):
+            break
     drives = parse_drives(blocks, stats, nodes, _working_directory(session.process.pid))
     return drives, tuple(node["node-name"] for node in nodes if node.get("node-name"))
 

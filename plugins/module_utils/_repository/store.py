@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from .._errors import (
@@ -75,6 +75,11 @@ class VmStore:
 
     name: str
     directory: str
+    pending: tuple[Manifest, ...] = ()
+
+    def expecting(self, pending: t.Iterable[Manifest]) -> VmStore:
+        """As it will be when these backups, which lack only their rename, are published. For plans."""
+        return replace(self, pending=tuple(pending))
 
     def exists(self) -> bool:
         return is_real_directory(self.directory)
@@ -113,7 +118,7 @@ class VmStore:
                 broken.append((name, exc))
             else:
                 manifests += [manifest] if manifest is not None else []
-        return Catalogue(chain.ordered(manifests), tuple(sorted(broken, key=lambda pair: pair[0])))
+        return Catalogue(chain.ordered([*manifests, *self.pending]), tuple(sorted(broken, key=lambda pair: pair[0])))
 
     def _read(self, backup_id: str) -> Manifest | None:
         """The manifest of a published backup; ``None`` for a directory without one, which is not a backup (rule 1)."""
@@ -127,10 +132,12 @@ class VmStore:
         return Manifest.from_json(data, path, backup_id=backup_id, vm_directory=os.path.basename(self.directory))
 
     def backup_path(self, manifest: Manifest) -> str:
+        if manifest in self.pending:
+            return self._partial(manifest.id).directory
         return os.path.join(self.directory, manifest.id)
 
     def image_path(self, manifest: Manifest, drive: DriveRecord) -> str:
-        return os.path.join(self.directory, manifest.id, drive.file)
+        return os.path.join(self.backup_path(manifest), drive.file)
 
     def looks_intact(self, manifest: Manifest, drive: DriveRecord) -> str | None:
         """What is wrong with an image at a glance (is it there, a file, of that length); ``None`` when nothing."""

@@ -17,7 +17,7 @@ options:
     description: Group (name or id) of the files that are written. Default is that of the user the task runs as.
     type: str
   file_mode:
-    description: Mode (octal) of the files that are written.
+    description: Mode (octal) of the files that are written. It must not allow writing, as backups are never changed.
     type: str
     default: "0400"
   directory_mode:

@@ -291,6 +291,10 @@ point:
   returned: success
   type: dict
   contains: *backup
+error:
+  description: What failed, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  returned: on failure
+  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule

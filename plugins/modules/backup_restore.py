@@ -254,6 +254,10 @@ definition:
     changed:
       description: Whether it was written (or would be).
       type: bool
+error:
+  description: What failed, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  returned: on failure
+  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -264,6 +264,11 @@ vms:
       type: list
       elements: str
       returned: with status running
+    commands:
+      description: The QMP transaction that is (or would be) the point in time of all drives.
+      type: list
+      elements: dict
+      returned: when this run started the backup, and in check mode
     recovered:
       description: What was found of earlier runs and cleaned up.
       type: list
@@ -284,6 +289,10 @@ vms:
       type: list
       elements: dict
       returned: when there is a backup or a plan
+error:
+  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  returned: when the options cannot be meant
+  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -146,6 +146,10 @@ vms:
       elements: str
       returned: success
     warnings: {description: What deserves attention., type: list, elements: str, returned: success}
+error:
+  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  returned: when the options cannot be meant
+  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule

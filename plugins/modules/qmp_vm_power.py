@@ -107,6 +107,10 @@ vms:
       type: bool
       returned: success, with O(state=running)
     seconds: {description: Seconds it took., type: float, returned: success}
+error:
+  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  returned: when the options cannot be meant
+  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule

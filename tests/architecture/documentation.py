@@ -27,6 +27,8 @@ COMMON_RETURN = {
     "diff",
     "exception",
     "failed",
+    "failed_when_result",
+    "failed_when_suppressed_exception",
     "invocation",
     "msg",
     "warnings",

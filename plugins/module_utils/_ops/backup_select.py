@@ -11,7 +11,7 @@ import typing as t
 from .._block.fitness import Fitness, Tracking, fitness
 from .._block.graph import Drive
 from .._block.names import MAX_DRIVES
-from .._errors import BitmapLost, DriveUnfit, DriveUnknown, FormatUnsupported, NoDrives, VmMismatch
+from .._errors import BitmapLost, DriveUnfit, DriveUnknown, FormatUnsupported, NoDrives
 from .._repository import chain
 from .._repository.manifest import Manifest, SkippedDrive
 from .._repository.store import Catalogue, VmStore
@@ -29,7 +29,6 @@ def plan_backup(
     for _backup, error in catalogue.broken:
         if isinstance(error, FormatUnsupported):
             raise error  # a newer release works here: its backups may be what ours would have to follow
-    check_identity(vm, catalogue, store)
     chosen, skipped = select_drives(vm, entry, options)
     plans = []
     for drive in chosen:
@@ -55,15 +54,6 @@ def plan_backup(
         running=vm.running,
         warnings=(*_warnings(chosen), *_gone(vm, catalogue)),
     )
-
-
-def check_identity(vm: Vm, catalogue: Catalogue, store: VmStore | None) -> None:
-    """Two VMs must not share a directory: an incremental of one on the full of the other restores neither."""
-    for manifest in reversed(catalogue.manifests):
-        if manifest.vm_uuid is not None and vm.uuid is not None:
-            if manifest.vm_uuid != vm.uuid and store is not None:
-                raise VmMismatch(path=store.directory, found=manifest.vm_uuid, vm=vm.name, uuid=vm.uuid)
-            return
 
 
 def select_drives(vm: Vm, entry: VmEntry, options: BackupOptions) -> tuple[list[Drive], list[SkippedDrive]]:

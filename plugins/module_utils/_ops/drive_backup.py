@@ -14,7 +14,7 @@ from .._errors import BlockOpsError, GuestFrozen, InputInvalid, RepositoryMissin
 from .._guest.guard import ThawGuard
 from .._qmp.jobs import watch
 from .._qmp.schema import read_schema
-from .._qmp.session import Session
+from .._qmp.session import Command, Session
 from .._repository import space
 from .._repository.chain import is_younger
 from .._repository.names import new_backup_id
@@ -30,6 +30,9 @@ from .backup_start import BackupPlan, attach, draft, job_id, take_point, transac
 from .bandwidth import Bandwidth
 from .quiesce import Frozen
 from .vm import Vm, VmEntry, find_agent, read_vm, session_for
+
+# What stands for the ids in check mode, where there are none yet.
+_NO_REPOSITORY, _NO_BACKUP = "00000000", "YYYYMMDDTHHMMSSZ-00000000"
 
 
 class DriveBackup:
@@ -80,7 +83,9 @@ class DriveBackup:
             if self._options.state != "present":
                 return backup_report.nothing(vm, "there is no repository yet")
             agent = await _agent(session, entry, self._options)
-            return backup_report.planned(vm, plan_backup(vm, entry, self._options, None, None, agent), None, [])
+            plan = plan_backup(vm, entry, self._options, None, None, agent)
+            self._preflight(plan, self._options.repository)
+            return backup_report.planned(vm, plan, None, [], await self._commands(session, plan, _NO_REPOSITORY))
 
     async def _predict(self, session: Session, vm: Vm, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
         """Check mode: what _present, _cancelled or _recovered would do."""
@@ -96,7 +101,13 @@ class DriveBackup:
         agent = await _agent(session, entry, self._options)
         plan = plan_backup(vm, entry, self._options, store, repository, agent)
         self._preflight(plan, store.directory if store.exists() else self._options.repository)
-        return backup_report.planned(vm, plan, store, recovery.sentences())
+        commands = await self._commands(session, plan, repository)
+        return backup_report.planned(vm, plan, store, recovery.sentences(), commands)
+
+    async def _commands(self, session: Session, plan: BackupPlan, repository: str) -> list[Command]:
+        """Check mode's view of the point in time; the run itself chooses the id."""
+        schema = await read_schema(session)
+        return [transaction(plan, repository, _NO_BACKUP, self._options, schema, 0)]
 
     async def _present(self, session: Session, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
         started = time.monotonic()
@@ -125,13 +136,17 @@ class DriveBackup:
         repository = recovery.scope.repository
         now = datetime.now(timezone.utc)
         partial = store.begin(new_backup_id(now, os.urandom(4).hex()), *self._options.ownership.directory)
-        run = Run(store, partial, with_version(draft(plan, partial, repository, self._options, now), vm))
+        try:
+            run = Run(store, partial, with_version(draft(plan, partial, repository, self._options, now), vm))
+        except BlockOpsError:
+            partial.remove()
+            raise
         with watch(session) as watcher:
             run, frozen = await self._start(session, plan, run)
             if not self._options.wait:
                 return backup_report.running(vm, store, run, recovery.sentences(), started=True)
             manifest = await finish(session, run, self._options, watcher)
-        outcome = backup_report.published(vm, store, manifest, recovery, started, plan=plan, frozen=frozen)
+        outcome = backup_report.published(vm, store, manifest, recovery, started, frozen=frozen, sent=session.sent)
         if frozen.still_frozen:
             error = GuestFrozen(vm=vm.name, socket=plan.agent_socket)
             return Outcome(True, outcome.result, outcome.before, outcome.after, outcome.warnings, error)

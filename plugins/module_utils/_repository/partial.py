@@ -161,9 +161,7 @@ class Partial:
             path, file, stat.S_IMODE(info.st_mode) & 0o777, info.st_uid, info.st_gid, size, digest.hexdigest()
         )
 
-    def publish(
-        self, manifest: Manifest, *, uid: int | None = None, gid: int | None = None, mode: int = 0o440
-    ) -> str:
+    def publish(self, manifest: Manifest, *, uid: int | None = None, gid: int | None = None, mode: int = 0o440) -> str:
         """Make it a backup (rule 4); the directory it is in now. The images are detached, sealed and checked by then.
 
         ``uid``, ``gid`` and ``mode`` are the manifest's.

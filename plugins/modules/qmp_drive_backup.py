@@ -290,7 +290,7 @@ vms:
       elements: dict
       returned: when there is a backup or a plan
 error:
-  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data about it.
   returned: when the options cannot be meant
   type: dict
 """

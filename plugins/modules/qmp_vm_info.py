@@ -147,7 +147,7 @@ vms:
       returned: success
     warnings: {description: What deserves attention., type: list, elements: str, returned: success}
 error:
-  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data about it.
   returned: when the options cannot be meant
   type: dict
 """

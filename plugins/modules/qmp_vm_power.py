@@ -108,7 +108,7 @@ vms:
       returned: success, with O(state=running)
     seconds: {description: Seconds it took., type: float, returned: success}
 error:
-  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data that depends on the kind.
+  description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data about it.
   returned: when the options cannot be meant
   type: dict
 """

@@ -22,6 +22,7 @@ from typing import Any
 
 from qemu.qmp import QMPClient
 
+
 async def _attach(client: QMPClient, drive: dict[str, Any], number: int, direct: bool) -> dict[str, Any]:
     """Make one target, attach it, and answer the transaction's actions for its drive."""
     file, image = f"bare-file{number}", f"bare-image{number}"

@@ -43,9 +43,7 @@ def run(bench: Bench) -> Outcome:
     return Outcome(groups, [] if bench.quick else goals)
 
 
-def _contenders(
-    bench: Bench, vm: Machine, home: Path, session: Libvirt | None, change: int
-) -> list[Contender]:
+def _contenders(bench: Bench, vm: Machine, home: Path, session: Libvirt | None, change: int) -> list[Contender]:
     """Each has taken its full when this returns."""
     verified, plain, bare = Module(home / "verified"), Module(home / "plain", {"verify": False}), Bare(home / "bare")
     for module in (verified, plain):

@@ -66,7 +66,9 @@ class Module:
         expected = {"auto": "incremental"}.get(level, level)
         for vm in result.data["vms"]:
             if vm["level"] != expected:
-                raise ToolFailed(f"{vm['name']}: level {vm['level']} instead of {expected}: {vm['drives'][0]['reason']}")
+                raise ToolFailed(
+                    f"{vm['name']}: level {vm['level']} instead of {expected}: {vm['drives'][0]['reason']}"
+                )
         return seconds
 
     def full(self, machines: Sequence[Machine], level: str = "full") -> float:

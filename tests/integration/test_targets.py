@@ -89,7 +89,8 @@ def not_in_return(given: list[dict[str, t.Any]]) -> list[str]:
     found: set[str] = set()
     for entry in given:
         module = entry["module"]
-        answer = {key: value for key, value in entry["answer"].items() if key not in COMMON_RETURN}
+        of_loop = entry["answer"].get("ansible_loop_var")
+        answer = {key: value for key, value in entry["answer"].items() if key not in (*COMMON_RETURN, of_loop)}
         answer = {key: value for key, value in answer.items() if not key.startswith("_ansible_")}
         returns = documentation().get(module, {}).get("return") or {}
         found.update(f"{module}: {key}" for key in undocumented(answer, returns))

@@ -93,16 +93,16 @@ class Bench:
         entry.update({key[3:]: options.pop(key) for key in list(options) if key.startswith("vm_")})
         return {"repository": str(self.repository), "quiesce": "off", "vms": [entry], **options}
 
-    def start(self, trap: Trap | None = None, user: int | None = None, **options: t.Any) -> Running:
+    def start(self, trap: Trap | None = None, **options: t.Any) -> Running:
         """Start the module; call ``note`` when it is over."""
-        return start_module(MODULE, self.params(**options), user=user, prelude=prelude(trap) if trap else "")
+        return start_module(MODULE, self.params(**options), prelude=prelude(trap) if trap else "")
 
     def backup(self, trap: Trap | None = None, user: int | None = None, **options: t.Any) -> Result:
         """Run the module to its end, whatever that is."""
-        if user is None and options.get("quiesce", "off") == "off":
-            result = run_forked(MODULE, self.params(**options), trap)
-        else:  # a guard that was forked from pytest would outlive it with all its files
-            result = self.start(trap, user, **options).finish()
+        if options.get("quiesce", "off") == "off":
+            result = run_forked(MODULE, self.params(**options), trap, user=user)
+        else:  # a guard forked from a fork of pytest may outlive it
+            result = self.start(trap, **options).finish()
         self.note()
         return result
 
@@ -115,9 +115,12 @@ class Bench:
         return dict(result.data["vms"][0])
 
     @contextmanager
-    def stopped(self, label: str, nth: int = 1, **options: t.Any) -> Iterator[Running]:
+    def stopped(
+        self, label: str, nth: int = 1, *, on_target_error: str | None = None, **options: t.Any
+    ) -> Iterator[Running]:
         """The module, stopped at a boundary; it goes on when the block ends. The caller finishes it."""
-        running = self.start(Trap(label=label, nth=nth, sends=signal.SIGSTOP), **options)
+        trap = Trap(label=label, nth=nth, sends=signal.SIGSTOP, on_target_error=on_target_error)
+        running = self.start(trap, **options)
         os.waitid(os.P_PID, running.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if Path(f"/proc/{running.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
             raise AssertionError(f"it never came to {label}: {running.finish()}")
@@ -125,6 +128,18 @@ class Bench:
             yield running
         finally:
             running.process.send_signal(signal.SIGCONT)
+
+    def break_target(self, number: int, errno: int = 5) -> None:
+        """Put the same image behind a node of the same name whose writes fail."""
+        node = next(node for node in self.vm.node_names() if node.endswith(f"-{number}-target"))
+        file = node.replace("-target", "-file")
+        self.vm.command("blockdev-del", node_name=node)
+        self.vm.command("blockdev-del", node_name=file)
+        image = {"driver": "file", "filename": str(next(self.store.glob(".*.partial")) / f"d{number}.qcow2")}
+        errors = [{"event": "none", "iotype": "write", "errno": errno}]
+        node_of_file = {"driver": "blkdebug", "node-name": file, "image": image, "inject-error": errors}
+        self.vm.execute("blockdev-add", node_of_file)
+        self.vm.command("blockdev-add", driver="qcow2", node_name=node, file=file, backing=None)
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

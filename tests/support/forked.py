@@ -22,11 +22,18 @@ import typing as t
 from support import killer
 from support.module import NAMESPACE, Result, _link_tree, _result
 
-_NEEDED = ("ansible.module_utils.basic", "qemu.qmp", "asyncio.subprocess", "shutil")
+_NEEDED = ("ansible.module_utils.basic", "qemu.qmp", "asyncio.subprocess", "concurrent.futures.thread", "shutil", "_strptime")
 
 
-def run_forked(name: str, params: t.Mapping[str, t.Any], trap: killer.Trap | None, *, check: bool = False) -> Result:
-    """As ``run_module``; ``trap`` may kill it."""
+def run_forked(
+    name: str,
+    params: t.Mapping[str, t.Any],
+    trap: killer.Trap | None,
+    *,
+    check: bool = False,
+    user: int | None = None,
+) -> Result:
+    """As ``run_module``; ``trap`` may kill it. ``user`` needs no way to the interpreter's own files."""
     _link_tree()
     for module in _NEEDED:
         importlib.import_module(module)
@@ -34,7 +41,7 @@ def run_forked(name: str, params: t.Mapping[str, t.Any], trap: killer.Trap | Non
     out, err = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(name, json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), out[1], err[1], trap)
+        _child(name, json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), out[1], err[1], trap, user)
     os.close(out[1])
     os.close(err[1])
     texts: dict[int, bytes] = {}
@@ -52,7 +59,9 @@ def _drain(fd: int) -> bytes:
         return stream.read()
 
 
-def _child(name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | None) -> t.NoReturn:
+def _child(
+    name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | None, user: int | None
+) -> t.NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -69,7 +78,14 @@ def _child(name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | 
         os.chdir("/")
         if trap is not None:
             killer.install(trap)
-        runpy.run_module(f"{NAMESPACE}.{name}", run_name="__main__", alter_sys=True)
+        if user is None:
+            runpy.run_module(f"{NAMESPACE}.{name}", run_name="__main__", alter_sys=True)
+        else:
+            module = importlib.import_module(f"{NAMESPACE}.{name}")
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            module.main()
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1

@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from lab import images
 from lab.fixtures import QemuFactory
 from support.points import KIB, MIB, Drive, Point, Qemu, Site, disk, leftovers

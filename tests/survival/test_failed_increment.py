@@ -10,7 +10,7 @@ import pytest
 from support.backup import Bench
 from support.killer import Trap
 
-RUNNING = "after qmp block-job-set-speed"
+RUNNING = "after qmp transaction"
 SLOW = 64 * 1024
 
 
@@ -92,25 +92,12 @@ def test_a_module_that_is_terminated_keeps_the_changes(changed: Bench) -> None:
     expect_good_increment(changed)
 
 
-def break_target(bench: Bench, number: int) -> None:
-    """Put the same image behind a node of the same name whose writes fail."""
-    node = next(node for node in bench.vm.node_names() if node.endswith(f"-{number}-target"))
-    file = node.replace("-target", "-file")
-    bench.vm.command("blockdev-del", node_name=node)
-    bench.vm.command("blockdev-del", node_name=file)
-    path = next(bench.store.glob(".*.partial")) / f"d{number}.qcow2"
-    errors = [{"event": "none", "iotype": "write", "errno": 5}]
-    image = {"driver": "file", "filename": str(path)}
-    bench.vm.execute("blockdev-add", {"driver": "blkdebug", "node-name": file, "image": image, "inject-error": errors})
-    bench.vm.command("blockdev-add", driver="qcow2", node_name=node, file=file, backing=None)
-
-
 @pytest.mark.parametrize("level", ["auto", "full"])
 @pytest.mark.parametrize("failing", ["d0", "d1"])
 def test_one_failing_target_publishes_neither(changed: Bench, failing: str, level: str) -> None:
     """X3: one drive's job fails while the other's succeeds; both keep their changes."""
     with changed.stopped("qmp transaction", level=level) as running:
-        break_target(changed, int(failing[1:]))
+        changed.break_target(int(failing[1:]))
     result = running.finish()
     assert result.failed
     error = result.data["vms"][0]["error"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from lab import images
 from lab.fixtures import QemuFactory
 from support.module import ROOT
@@ -403,7 +404,9 @@ def expected_keys(returned: str, answer: t.Mapping[str, t.Any]) -> bool:
 def assert_documented(answer: t.Mapping[str, t.Any]) -> str:
     docs = documented()
     assert set(answer) <= set(docs), set(answer) - set(docs)
-    wrong = {key: doc["returned"] for key, doc in docs.items() if expected_keys(doc["returned"], answer) != (key in answer)}
+    wrong = {
+        key: doc["returned"] for key, doc in docs.items() if expected_keys(doc["returned"], answer) != (key in answer)
+    }
     assert not wrong, (answer, wrong)
     drives = " ".join(docs["drives"]["description"])
     for drive in answer.get("drives", ()):

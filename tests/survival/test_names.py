@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from lab.fixtures import QemuFactory
 from support.module import run_module
 from support.points import KIB, MIB, Drive, Point, Qemu, Site, disk
@@ -46,7 +47,7 @@ def full_and_incremental(site: Site, qemu: Qemu, name: str) -> list[Point]:
 
 VM_NAMES = [
     "a name with spaces",
-    "it's \"quoted\"",
+    'it\'s "quoted"',
     "../../etc/passwd",
     "/absolute",
     "..",
@@ -201,7 +202,7 @@ def test_repository_below_nothing_is_not_made(site: Site, vm: Qemu) -> None:
 
 
 def test_definition_file_of_an_odd_name(site: Site, vm: Qemu) -> None:
-    odd = site.directory / "стартовый файл, \"x\" -y:z.conf"
+    odd = site.directory / 'стартовый файл, "x" -y:z.conf'
     odd.write_text("memory=64\n")
     point = site.backup(vm, definition=[str(odd)])
     (record,) = json.loads((point.path / "manifest.json").read_text())["definition"]

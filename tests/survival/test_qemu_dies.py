@@ -135,7 +135,8 @@ def test_quits_while_the_module_waits(bench: Bench) -> None:
     for drive in bench.truth:
         bench.write(drive, 0, 32)
     running = bench.start(bandwidth=SLOW)
-    while not any(job["status"] == "running" for job in bench.vm.jobs()):
+    # (not while blockdev-create runs: QEMU 7.2 hangs or aborts when it is told to quit in that millisecond)
+    while not any(job["type"] == "backup" and job["status"] == "running" for job in bench.vm.jobs()):
         assert running.process.poll() is None
     bench.vm.quit()
     result = running.finish(30)

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from lab import images
 from lab.fixtures import QemuFactory
 from support.module import start_module

@@ -87,7 +87,8 @@ class Agent:
         self._writer.write(message)
         await self._writer.drain()
         answer = self._parse(await self._reader.readline())
-        if "return" not in answer and not isinstance(answer.get("error"), dict):
+        # The guest may say anything: an error that is none must not become a bug of ours.
+        if not isinstance(answer.get("error", {}), dict) or not ("error" in answer or "return" in answer):
             raise AgentUnusable(socket=self._path, reason="answered neither a result nor an error")
         return answer
 
@@ -101,7 +102,10 @@ class Agent:
             raise AgentUnusable(socket=self._path, reason=f"answered {command} with garbage, or hung up") from exc
 
     def _parse(self, line: bytes) -> dict[str, t.Any]:
-        answer = json.loads(line.lstrip(_SENTINEL))
+        try:
+            answer = json.loads(line.lstrip(_SENTINEL))
+        except RecursionError as exc:
+            raise ValueError("nested too deeply") from exc
         if not isinstance(answer, dict):
             raise ValueError("not an object")
         return answer

@@ -30,7 +30,7 @@ from .backup_proof import proved, together
 from .backup_start import job_id, target_names
 from .leftovers import Scope, sweep
 from .quiesce import Frozen
-from .vm import read_drives
+from .vm import read_nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,7 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
         _judge(run, jobs, options)
         ends = await _detach(session, run)
         drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
+        manifest = _published(run, drives, options)
     except JobTimeout:
         raise
     except VmGone:
@@ -82,7 +83,6 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
     except BlockOpsError:
         await unwind(session, run)
         raise
-    manifest = _published(run, drives, options)
     await _forget(session, run)
     return manifest
 
@@ -112,7 +112,7 @@ def _judge(run: Run, jobs: dict[str, Job | None], options: BackupOptions) -> Non
 
 async def _detach(session: Session, run: Run) -> dict[int, int]:
     """Detach all targets, which flushes them to disk; the highest offset written in each (0 when it was gone)."""
-    _drives, nodes = await read_drives(session)
+    nodes = await read_nodes(session)
     ends = {}
     for number in run.numbers:
         names = target_names(run.draft.repository, run.draft.id, number)
@@ -175,12 +175,12 @@ async def end_copy(session: Session, run: Run, options: BackupOptions) -> Manife
         await cancel(session, run.jobs)
         ends = await _detach(session, run)
         drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
+        manifest = _published(run, drives, options)
     except VmGone:
         run.partial.remove()
         raise
     except BlockOpsError:
         await unwind(session, run)
         raise
-    manifest = _published(run, drives, options)
     await _forget(session, run)
     return manifest

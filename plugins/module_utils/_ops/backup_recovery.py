@@ -26,7 +26,7 @@ from .._repository.partial import Partial
 from .._repository.store import VmStore
 from .backup_finish import Run
 from .backup_options import Ownership
-from .leftovers import Leftovers, Scope, look, sweep
+from .leftovers import Leftovers, Scope, find, sweep
 from .vm import Vm
 
 
@@ -78,7 +78,7 @@ def _check_identity(vm: Vm, store: VmStore) -> None:
         raise VmMismatch(path=store.directory, found=uuids[-1], vm=vm.name, uuid=vm.uuid)
 
 
-async def plan_recovery(session: Session, vm: Vm, store: VmStore, repository: str) -> Recovery:
+def plan_recovery(vm: Vm, store: VmStore, repository: str) -> Recovery:
     """Sort what is there. Reads only. Raises VmMismatch when it is another VM's."""
     _check_identity(vm, store)
     adopted: list[Run] = []
@@ -96,7 +96,8 @@ async def plan_recovery(session: Session, vm: Vm, store: VmStore, repository: st
     spare = frozenset(run_of(run.draft.id) for run in adopted)
     manifests = (*store.catalogue().manifests, *(manifest for _partial, manifest in complete))
     scope = Scope(repository, manifests, spare=spare)
-    return Recovery(tuple(adopted), tuple(complete), tuple(discarded), await look(session, scope), scope)
+    found = find(scope, vm.drives, vm.nodes, vm.jobs)
+    return Recovery(tuple(adopted), tuple(complete), tuple(discarded), found, scope)
 
 
 async def execute(session: Session, recovery: Recovery, own: Ownership) -> None:

@@ -89,7 +89,7 @@ class DriveBackup:
 
     async def _predict(self, session: Session, vm: Vm, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
         """Check mode: what _present, _cancelled or _recovered would do."""
-        recovery = await backup_recovery.plan_recovery(session, vm, store, repository)
+        recovery = backup_recovery.plan_recovery(vm, store, repository)
         if self._options.state != "present":
             return backup_report.recovery_planned(vm, recovery, self._options.state)
         store = store.expecting(manifest for _partial, manifest in recovery.complete)
@@ -172,7 +172,7 @@ class DriveBackup:
         return run, frozen
 
     async def _recover(self, session: Session, vm: Vm, store: VmStore, repository: str) -> Recovery:
-        recovery = await backup_recovery.plan_recovery(session, vm, store, repository)
+        recovery = backup_recovery.plan_recovery(vm, store, repository)
         await backup_recovery.execute(session, recovery, self._options.ownership)
         return recovery
 

@@ -108,6 +108,12 @@ async def read_drives(session: Session) -> tuple[tuple[Drive, ...], tuple[str, .
     return drives, tuple(node["node-name"] for node in nodes if node.get("node-name"))
 
 
+async def read_nodes(session: Session) -> tuple[str, ...]:
+    """The names of all nodes, when nothing else of them matters."""
+    nodes = await session.command("query-named-block-nodes", flat=True)
+    return tuple(node["node-name"] for node in nodes if node.get("node-name"))
+
+
 async def find_agent(session: Session) -> str | None:
     """The socket of the guest agent's channel, asked from QEMU: its virtserialport names a chardev."""
     label = await _agent_chardev(session)

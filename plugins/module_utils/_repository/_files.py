@@ -54,14 +54,15 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_temporary(directory: str, name: str, data: bytes, mode: int) -> str:
-    """A new synced file next to where ``name`` shall be; its path. The caller links or renames it, or removes it."""
+def write_temporary(directory: str, name: str, data: bytes, mode: int, *, durable: bool = True) -> str:
+    """A new (synced) file next to where ``name`` shall be; its path. The caller links or renames it, or removes it."""
     path = os.path.join(directory, f".{name}.{secrets.token_hex(4)}.tmp")
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         write_all(fd, data)
         os.fchmod(fd, mode)
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
     except OSError:
         remove_quietly(path)
         raise
@@ -70,15 +71,16 @@ def write_temporary(directory: str, name: str, data: bytes, mode: int) -> str:
     return path
 
 
-def write_atomic(directory: str, name: str, data: bytes, mode: int) -> None:
-    """Write or replace a small file so that a reader, also one after a power cut, sees the old or the new one."""
-    temporary = write_temporary(directory, name, data, mode)
+def write_atomic(directory: str, name: str, data: bytes, mode: int, *, durable: bool = True) -> None:
+    """Write or replace a small file so that a reader sees the old or the new one; if ``durable``, also after a power cut."""
+    temporary = write_temporary(directory, name, data, mode, durable=durable)
     try:
         os.rename(temporary, os.path.join(directory, name))
     except OSError:
         remove_quietly(temporary)
         raise
-    sync_directory(directory)
+    if durable:
+        sync_directory(directory)
 
 
 def own(path: str | int, uid: int | None, gid: int | None, mode: int) -> None:

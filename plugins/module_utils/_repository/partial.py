@@ -63,9 +63,12 @@ class Partial:
     vm: str
 
     def write_intent(self, intent: t.Mapping[str, t.Any]) -> None:
-        """Record (durably, replacing) what this run is about, for the run that has to clean up or go on."""
+        """Record (replacing) what this run is about, for the run that has to clean up or go on.
+
+        Not synced: it is of use only while QEMU lives, so not after a power cut.
+        """
         with named(self._inside(INTENT), "writing"):
-            write_atomic(self.directory, INTENT, json.dumps(intent, indent=1).encode(), 0o600)
+            write_atomic(self.directory, INTENT, json.dumps(intent, indent=1).encode(), 0o600, durable=False)
 
     def read_intent(self) -> dict[str, t.Any] | None:
         """The intent; ``None`` when there is none that can be understood (killed before it was written)."""

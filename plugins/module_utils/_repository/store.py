@@ -9,6 +9,7 @@ an entry whose name is not one of ours.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -129,7 +130,7 @@ class VmStore:
             return None
         except OSError as exc:
             raise ManifestInvalid(path=path, reason=exc.strerror or str(exc)) from exc
-        return Manifest.from_json(data, path, backup_id=backup_id, vm_directory=os.path.basename(self.directory))
+        return _parsed(data, path, backup_id, os.path.basename(self.directory))
 
     def backup_path(self, manifest: Manifest) -> str:
         if manifest in self.pending:
@@ -181,6 +182,12 @@ class VmStore:
 
     def _names(self) -> list[str]:
         return _listed(self.directory) if self.exists() else []
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed(data: bytes, path: str, backup_id: str, vm_directory: str) -> Manifest:
+    """A run reads the catalogue a few times; the same bytes make the same (immutable) manifest."""
+    return Manifest.from_json(data, path, backup_id=backup_id, vm_directory=vm_directory)
 
 
 def _is_partial(name: str) -> bool:

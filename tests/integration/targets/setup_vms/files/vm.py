@@ -4,10 +4,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Real QEMUs without a guest, kept the way an administrator without libvirt does. Lies beside the VMs' files.
 
-    vm.py start NAME DRIVE...           images NAME-DRIVE.qcow2 are made when missing; running (the BIOS finds no disk to boot)
-    vm.py write NAME DRIVE OFFSET LENGTH PATTERN     as the guest would
-    vm.py kill NAME                     SIGKILL
-    vm.py kill-all
+vm.py start NAME DRIVE...     runs (the BIOS finds nothing to boot); images NAME-DRIVE.qcow2 are made when missing
+vm.py write NAME DRIVE OFFSET LENGTH PATTERN     as the guest would
+vm.py kill NAME               SIGKILL
+vm.py kill-all
 """
 
 from __future__ import annotations

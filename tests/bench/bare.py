@@ -5,10 +5,10 @@
 
     python bare.py <JOB.json
 
-Run by path: needs nothing but qemu.qmp. The job: ``parallel``, ``direct`` (target past the page cache) and ``vms``, each
-with ``socket`` and ``drives``: ``node``, ``target`` (path), ``size``, ``add`` (bitmap to begin), and for an incremental
-``bitmap`` and ``backing``. With ``agent`` (socket) the guest is frozen around the transaction. Prints the seconds from
-the first connection to the last, and the freeze windows in milliseconds.
+Run by path: needs nothing but qemu.qmp. The job: ``parallel``, ``direct`` (target past the page cache) and ``vms``,
+each with ``socket`` and ``drives``: ``node``, ``target`` (path), ``size``, ``add`` (bitmap to begin), and for an
+incremental ``bitmap`` and ``backing``. With ``agent`` (socket) the guest is frozen around the transaction. Prints the
+seconds from the first connection to the last, and the freeze windows in milliseconds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def _create(client: QMPClient, options: dict[str, Any]) -> None:
         await client.execute("blockdev-create", {"job-id": "bare-create", "options": options})
         while (await listener.get())["data"] != {"id": "bare-create", "status": "concluded"}:
             pass
-    jobs = await client.execute("query-jobs")
+    jobs: Any = await client.execute("query-jobs")
     failed = [job["error"] for job in jobs if job["id"] == "bare-create" and "error" in job]
     if failed:
         raise RuntimeError(failed[0])
@@ -95,7 +95,7 @@ async def _back_up(vm: dict[str, Any], direct: bool) -> float | None:
         with client.listener("BLOCK_JOB_COMPLETED") as listener:
             window = await _point(client, vm, actions)
             for _drive in vm["drives"]:
-                event = await listener.get()
+                event: Any = await listener.get()
                 if "error" in event["data"]:
                     raise RuntimeError(event["data"]["error"])
         for number in range(len(vm["drives"])):

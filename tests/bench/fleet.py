@@ -28,7 +28,7 @@ def run(bench: Bench) -> Outcome:
     with machines(home, [2 * data] * number, data) as made:
         fleet = _Fleet(bench, made, home)
         measure(fulls, fleet.fulls(), bench.rounds(3), bench.report)
-        measure(incrementals, fleet.incrementals(), bench.rounds(4), bench.report, fleet.dirty)
+        measure(incrementals, fleet.incrementals(), bench.rounds(3), bench.report, fleet.dirty)
     for group in (fulls, incrementals):
         group.notes.append(f"{PARALLEL} VMs at a time; qmpbackup takes them one by one, as its command does")
         group.notes.append(f"the task: ansible-playbook from start to end; with one empty task it is '{_EMPTY}'")

@@ -30,9 +30,9 @@ def run(bench: Bench) -> Outcome:
         contenders = _contenders(bench, vm)
         if bench.has_libvirt():
             session = stack.enter_context(libvirt(home / "libvirt", size, data))
-            contenders.append(Contender("libvirt: virsh backup-begin", session.push))
+            contenders.append(Contender("libvirt: virsh backup-begin", session.push, rounds=3))
             contenders.append(Contender("virtnbdbackup full", lambda: session.nbdbackup("full"), rounds=2))
-        measure(group, contenders, bench.rounds(5), bench.report)
+        measure(group, contenders, bench.rounds(4), bench.report)
     group.notes.append("ratio: to qemu-img convert, which needs the VM off and records nothing")
     group.notes.append("verify=true reads the whole image back (SHA-256) and runs qemu-img check")
     return Outcome([group], [] if bench.quick else _goals(group))

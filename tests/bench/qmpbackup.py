@@ -37,7 +37,15 @@ class Qmpbackup:
         return self.directory / machine.qemu.name
 
     def _run(self, machine: Machine, level: str) -> float:
-        words = ["--socket", machine.qemu.socket, "backup", "--level", level, "--target", self._target(machine)]
+        words = [
+            "--socket",
+            str(machine.qemu.socket),
+            "backup",
+            "--level",
+            level,
+            "--target",
+            str(self._target(machine)),
+        ]
         return command(*self.program, *words)[0]
 
 

@@ -8,6 +8,7 @@ answered), ``CLOSE`` (hangs up), or ``bytes`` (sent as they are). Like QEMU's ch
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -52,10 +53,8 @@ class FakeAgent:
         self._ended = True
         for sock in (self._listener, self._client):
             if sock is not None:
-                try:
+                with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
         self._thread.join()
         self._listener.close()
 

@@ -36,7 +36,7 @@ _PUBLISHED = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _PARTIAL = re.compile(r"\.(\d{8}T\d{6}Z-[0-9a-f]{8})\.partial")
 _TRANSIENT = "bo-"
 
-Truth = t.Dict[str, t.Tuple[int, ...]]
+Truth = dict[str, tuple[int, ...]]
 
 
 class BenchFactory(t.Protocol):
@@ -181,8 +181,12 @@ class Bench:
             for path in [self.repository, *sorted(self.repository.rglob("*"))]
             if path.exists() and not (path.suffix == ".qcow2" and path.parent.suffix == ".partial")
         }
-        bitmaps = {drive: sorted(self.vm.bitmaps(drive)) for drive in self.truth}
-        nodes = [node for node in self.vm.node_names() if not node.startswith("#")]
+        named = {name: node for name, node in self.vm.nodes().items() if not name.startswith("#")}
+        nodes = sorted(named)
+        bitmaps = {
+            name: sorted(bitmap.get("name", "") for bitmap in node.get("dirty-bitmaps", ()))
+            for name, node in named.items()
+        }
         jobs = sorted(job["id"] for job in self.vm.jobs())
         return {"tree": tree, "nodes": nodes, "jobs": jobs, "bitmaps": bitmaps}
 

@@ -22,7 +22,14 @@ import typing as t
 from support import killer
 from support.module import NAMESPACE, Result, _link_tree, _result
 
-_NEEDED = ("ansible.module_utils.basic", "qemu.qmp", "asyncio.subprocess", "concurrent.futures.thread", "shutil", "_strptime")
+_NEEDED = (
+    "ansible.module_utils.basic",
+    "qemu.qmp",
+    "asyncio.subprocess",
+    "concurrent.futures.thread",
+    "shutil",
+    "_strptime",
+)
 
 
 def run_forked(
@@ -59,9 +66,7 @@ def _drain(fd: int) -> bytes:
         return stream.read()
 
 
-def _child(
-    name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | None, user: int | None
-) -> t.NoReturn:
+def _child(name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | None, user: int | None) -> t.NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from lab import filesystem, images
 from lab.fixtures import LabVmFactory
 from support.agent import CLOSE, FREEZE, HANG, SYNC, THAW, Error, FakeAgent
@@ -142,7 +143,7 @@ def test_a_guest_that_does_not_say_that_it_thawed(freezer: Freezer, kind: str) -
 
 def test_the_transaction_fails_while_the_guest_is_frozen(freezer: Freezer, workdir: Path) -> None:
     with FakeAgent(workdir / "agent") as agent:
-        options = {"quiesce": "required", "vm_agent_socket": str(agent.path)}
+        options: dict[str, t.Any] = {"quiesce": "required", "vm_agent_socket": str(agent.path)}
         with freezer.bench.stopped("qmp transaction", **options) as running:
             assert agent.frozen
             node = next(node for node in freezer.bench.vm.node_names() if node.endswith("-target"))
@@ -166,7 +167,12 @@ def test_qemu_that_hangs_does_not_keep_the_guest_frozen(freezer: Freezer, workdi
     """QEMU stopped (SIGSTOP) before the transaction: the budget ends the freeze, as far as it is ours to end."""
     freezer.bench.vm.flush()
     with FakeAgent(workdir / "agent") as agent:
-        options = {"quiesce": "required", "vm_agent_socket": str(agent.path), "freeze_timeout": BUDGET, "timeout": TIMEOUT}
+        options: dict[str, t.Any] = {
+            "quiesce": "required",
+            "vm_agent_socket": str(agent.path),
+            "freeze_timeout": BUDGET,
+            "timeout": TIMEOUT,
+        }
         with freezer.bench.stopped("qmp transaction", **options) as running:
             began = time.monotonic()
             freezer.bench.vm._process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]

@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, blockops.qemu contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every kind of drive an administrator has, backed up in full and incrementally, and what happens to drives in between."""
+"""Every kind of drive an administrator has, in full and incrementally, and what happens to drives in between."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+
 from support.backup import Bench
 from support.killer import Trap
 

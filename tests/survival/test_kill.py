@@ -14,6 +14,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from support.backup import Bench, BenchFactory
 from support.killer import Trap
 

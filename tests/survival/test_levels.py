@@ -367,6 +367,13 @@ def test_check_mode_tells_what_the_run_then_does(site: Site, pair: Qemu) -> None
     pair.start()
     lost_tracking = compare()
     assert lost_tracking.levels == {"one": "full", "two": "full"}
+    compare(wait=False, level="full")
+    adopted = [site.call(pair, check=check, diff=True, wait=False).ok().data for check in (True, False)]
+    assert adopted[0] == {**adopted[1], "invocation": adopted[0]["invocation"]}, "running, and nothing to do"
+    assert not adopted[0]["changed"]
+    adopted = [site.call(pair, check=check, diff=True).ok().data for check in (True, False)]
+    assert adopted[0]["diff"] == adopted[1]["diff"]
+    assert adopted[0]["vms"][0]["backup"] == adopted[1]["vms"][0]["backup"]
     assert not site.call(pair, check=True, max_age="1h").changed
     assert leftovers(pair) == []
 
@@ -385,6 +392,7 @@ def expected_keys(returned: str, answer: t.Mapping[str, t.Any]) -> bool:
     status = answer.get("status")
     backup = "backup" in answer
     plan = status == "planned" and "bytes_bound" in answer
+    started = status in ("published", "running") and not answer["adopted"]
     verdicts = {
         "always": True,
         "success": "error" not in answer,
@@ -393,7 +401,9 @@ def expected_keys(returned: str, answer: t.Mapping[str, t.Any]) -> bool:
         "when there is a backup": backup,
         "when there is a plan": plan,
         "when there is a backup or a plan": backup or plan,
-        "when this run started the backup": status == "published" and not answer["adopted"],
+        "when this run started the backup": started,
+        "when this run started the backup, and in check mode": started or plan,
+        "when the options cannot be meant": False,
         "with status published": status == "published",
         "with status running": status == "running",
         "when there is no repository to cancel or recover in": "reason" in answer,

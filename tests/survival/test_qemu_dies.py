@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from support.backup import Bench
 from support.killer import Trap
 
@@ -77,12 +78,16 @@ def test_a_lost_bitmap_can_be_made_an_error(bench: Bench) -> None:
     result = bench.backup(on_lost_bitmap="fail")
     assert result.failed
     assert result.data["vms"][0]["error"]["kind"] == "BitmapLost"
-    assert {path for path in before if "lock" not in path} == {path for path in bench.state()["tree"] if "lock" not in path}
+    assert {path for path in before if "lock" not in path} == {
+        path for path in bench.state()["tree"] if "lock" not in path
+    }
     assert [job["id"] for job in bench.vm.jobs()] == []
 
 
 @pytest.mark.parametrize("level", ["auto", "full"])
-@pytest.mark.parametrize("where", ["qmp blockdev-create", "qmp transaction", "after qmp transaction", "qmp blockdev-del"])
+@pytest.mark.parametrize(
+    "where", ["qmp blockdev-create", "qmp transaction", "after qmp transaction", "qmp blockdev-del"]
+)
 def test_killed_during_a_backup(bench: Bench, where: str, level: str) -> None:
     bench.backup().ok()
     bench.change()

@@ -37,7 +37,7 @@ def write(qemu: Qemu, number: int) -> None:
 
 
 def snapshot(qemu: Qemu, name: str, *, carry: bool, names_backing: bool = True) -> Path:
-    """An external snapshot; with ``carry`` the overlay gets bitmaps in the same transaction: NAME.1, above it NAME.2."""
+    """An external snapshot; with ``carry`` the overlay gets bitmaps in its transaction: NAME.1, the next one NAME.2."""
     below = qemu.active_node("disk0")
     names = sorted(qemu.bitmaps("disk0")) if carry else []
     path = qemu.directory / f"{name}.qcow2"

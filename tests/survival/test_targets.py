@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from support.backup import MIB, NOBODY, UNIT, Bench, BenchFactory
 from support.forked import run_forked
 
@@ -133,7 +134,9 @@ def test_a_read_only_target(small: Bench) -> None:
     expect_healed(small)
 
 
-@pytest.mark.parametrize("where", ["qmp pass_file", "qmp transaction", "after qmp transaction", "file rename in publish"])
+@pytest.mark.parametrize(
+    "where", ["qmp pass_file", "qmp transaction", "after qmp transaction", "file rename in publish"]
+)
 def test_the_partial_directory_vanishes(bench: Bench, where: str) -> None:
     bench.backup().ok()
     bench.change()

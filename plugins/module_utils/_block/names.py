@@ -5,9 +5,11 @@
 
 A bitmap is named after the backup it follows: ``bo-<repository id>-<backup id>``. An external snapshot taken since
 then puts an overlay on top; the overlay's bitmap, made in the transaction of the snapshot, is called ``.1`` after
-that, the next one's ``.2``: so it shows when an image in between was dropped, and its changes with it. Nodes, jobs and short-lived bitmaps
-of one run are ``bo-<repository id>-<last 8 digits of the backup id>-<drive number>-<role>``, at most 31 bytes, which
-is QEMU's limit for node names. The repository id keeps two repositories of one VM out of each other's way.
+that, the next one's ``.2``: so it shows when an image in between was dropped, and its changes with it.
+
+Nodes, jobs and short-lived bitmaps of one run are ``bo-<repository id>-<last 8 digits of the backup id>-<drive
+number>-<role>``, at most 31 bytes, which is QEMU's limit for node names. The repository id keeps two repositories of
+one VM out of each other's way.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
         _judge(run, jobs, options)
         ends = await _detach(session, run)
         drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
-        manifest = _published(run, drives, options)
+        manifest = await _published(run, drives, options)
     except JobTimeout:
         raise
     except VmGone:
@@ -140,7 +140,7 @@ async def _seal(
     return dataclasses.replace(record, size=size, sha256=digest, copied=0 if job is None else job.done)
 
 
-def _published(run: Run, drives: t.Sequence[DriveRecord], options: BackupOptions) -> Manifest:
+async def _published(run: Run, drives: t.Sequence[DriveRecord], options: BackupOptions) -> Manifest:
     manifest = dataclasses.replace(
         run.draft,
         drives=tuple(drives),
@@ -148,7 +148,8 @@ def _published(run: Run, drives: t.Sequence[DriveRecord], options: BackupOptions
         sequence=chain.next_sequence(run.store.catalogue().manifests),
     )
     own = options.ownership
-    run.partial.publish(manifest, uid=own.uid, gid=own.gid, mode=own.file_mode)
+    # In a thread, as sealing: what waits for the disk must not keep the other VMs waiting.
+    await asyncio.to_thread(run.partial.publish, manifest, uid=own.uid, gid=own.gid, mode=own.file_mode)
     return manifest
 
 
@@ -175,7 +176,7 @@ async def end_copy(session: Session, run: Run, options: BackupOptions) -> Manife
         await cancel(session, run.jobs)
         ends = await _detach(session, run)
         drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
-        manifest = _published(run, drives, options)
+        manifest = await _published(run, drives, options)
     except VmGone:
         run.partial.remove()
         raise

@@ -23,7 +23,7 @@ _METADATA_BASE = 1 << 20
 
 
 # What changed since a backup: the images from the active one down to the one backed up then, each with its bitmap.
-_Changes = t.Sequence[t.Tuple[Layer, Bitmap]]
+_Changes = t.Sequence[tuple[Layer, Bitmap]]
 
 
 @dataclass(frozen=True)

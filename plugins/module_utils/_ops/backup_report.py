@@ -44,7 +44,13 @@ def nothing(vm: Vm, why: str) -> Outcome:
 
 
 def planned(
-    vm: Vm, plan: BackupPlan, store: VmStore | None, recovered: list[str], commands: t.Sequence[Command]
+    vm: Vm,
+    plan: BackupPlan,
+    store: VmStore | None,
+    recovered: list[str],
+    commands: t.Sequence[Command],
+    *,
+    waits: bool,
 ) -> Outcome:
     count = len(store.catalogue().manifests) if store is not None else 0
     result = {
@@ -57,7 +63,8 @@ def planned(
         "recovered": recovered,
         "commands": [command.to_result() for command in commands],
     }
-    before, after = _difference(count, plan.level, {drive.drive.name: drive.level for drive in plan.drives}, recovered)
+    levels = {drive.drive.name: drive.level for drive in plan.drives}
+    before, after = _difference(count, plan.level, levels, recovered, waits=waits)
     return Outcome(True, result, before, after, plan.warnings)
 
 
@@ -82,10 +89,8 @@ def published(
         "seconds": round(time.monotonic() - started, 3),
     }
     if frozen is not None:
-        result["transaction_ms"] = round(frozen.transaction_ms, 1)
-        result["commands"] = [command.to_result() for command in sent if command.name == "transaction"]
-    levels = {drive.name: drive.level for drive in manifest.drives}
-    before, after = _difference(len(store.catalogue().manifests) - 1, manifest.level, levels, recovered)
+        result.update(_point(frozen, sent))
+    before, after = _difference(len(store.catalogue().manifests) - 1, manifest.level, _levels(manifest), recovered)
     return Outcome(True, result, before, after, manifest.warnings)
 
 
@@ -94,25 +99,39 @@ def unchanged(vm: Vm, store: VmStore, manifest: Manifest, recovered: list[str], 
     return Outcome(changed, result)
 
 
-def running(vm: Vm, store: VmStore, run: Run, recovered: list[str], *, started: bool = False) -> Outcome:
-    """The jobs go on inside QEMU; a later call adopts them."""
+def running(
+    vm: Vm,
+    store: VmStore,
+    run: Run,
+    recovered: list[str],
+    *,
+    frozen: Frozen | None = None,
+    sent: t.Sequence[Command] = (),
+) -> Outcome:
+    """The jobs go on inside QEMU; a later call adopts them. ``frozen`` and ``sent``: of the run that started them."""
     result = {
         **_vm(vm),
         **_backup(store, run.draft),
         "status": "running",
         "jobs": list(run.jobs),
-        "adopted": not started,
+        "adopted": frozen is None,
         "recovered": recovered,
     }
-    before = {"running": None}
-    return Outcome(started or bool(recovered), result, before, {"running": run.draft.level}, run.draft.warnings)
+    if frozen is None:
+        return Outcome(bool(recovered), result, warnings=run.draft.warnings)
+    result.update(_point(frozen, sent))
+    count = len(store.catalogue().manifests)
+    before, after = _difference(count, run.draft.level, _levels(run.draft), recovered, waits=False)
+    return Outcome(True, result, before, after, run.draft.warnings)
 
 
 def adoption_planned(vm: Vm, store: VmStore, recovery: Recovery) -> Outcome:
     run = recovery.adopted[-1]
     result = {**_vm(vm), **_backup(store, run.draft), "status": "planned", "adopted": True}
     result["recovered"] = recovery.sentences()
-    return Outcome(True, result, {"published": False}, {"published": True, "backup": run.draft.id})
+    count = len(store.catalogue().manifests) + len(recovery.adopted) - 1
+    before, after = _difference(count, run.draft.level, _levels(run.draft), recovery.sentences())
+    return Outcome(True, result, before, after, run.draft.warnings)
 
 
 def recovery_planned(vm: Vm, recovery: Recovery, state: str) -> Outcome:
@@ -161,12 +180,25 @@ def _drive(drive: dict[str, t.Any]) -> dict[str, t.Any]:
     return {key: drive[key] for key in keys}
 
 
+def _point(frozen: Frozen, sent: t.Sequence[Command]) -> dict[str, t.Any]:
+    """What only the run knows that took the point in time."""
+    commands = [command.to_result() for command in sent if command.name == "transaction"]
+    return {"transaction_ms": round(frozen.transaction_ms, 1), "commands": commands}
+
+
+def _levels(manifest: Manifest) -> dict[str, str]:
+    return {drive.name: drive.level for drive in manifest.drives}
+
+
 def _difference(
-    count: int, level: str, levels: dict[str, str], recovered: list[str]
+    count: int, level: str, levels: dict[str, str], recovered: list[str], *, waits: bool = True
 ) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
     """Before and after, worded the same in check mode and in earnest (so without the id, which only the run knows)."""
     before: dict[str, t.Any] = {"backups": count}
-    after: dict[str, t.Any] = {"backups": count + 1, "newest": {"level": level, "drives": levels}}
+    backup = {"level": level, "drives": levels}
+    after: dict[str, t.Any] = {"backups": count + 1, "newest": backup} if waits else {"backups": count}
+    if not waits:
+        before["running"], after["running"] = None, backup
     if recovered:
         before["leftovers"], after["leftovers"] = recovered, []
     return before, after

@@ -28,6 +28,8 @@ from .backup_options import BackupOptions
 from .backup_plan import DrivePlan
 from .quiesce import Frozen, quiesced
 
+_LEAST_WINDOW = 0.1  # seconds for the transaction, however long the freeze took
+
 
 @dataclasses.dataclass(frozen=True)
 class BackupPlan:
@@ -204,6 +206,7 @@ async def take_point(
     ) as frozen:
         frozen.point = datetime.now(timezone.utc)
         before = time.monotonic()
-        await session.execute(command, timeout=options.freeze_timeout if frozen.held else None)
+        left = max(_LEAST_WINDOW, frozen.until - before)  # the freeze itself has used up some of its time
+        await session.execute(command, timeout=left if frozen.held else None)
         frozen.transaction_ms = (time.monotonic() - before) * 1000
     return frozen

@@ -85,11 +85,14 @@ class DriveBackup:
             agent = await _agent(session, entry, self._options)
             plan = plan_backup(vm, entry, self._options, None, None, agent)
             self._preflight(plan, self._options.repository)
-            return backup_report.planned(vm, plan, None, [], await self._commands(session, plan, _NO_REPOSITORY))
+            commands = await self._commands(session, plan, _NO_REPOSITORY)
+            return backup_report.planned(vm, plan, None, [], commands, waits=self._options.wait)
 
     async def _predict(self, session: Session, vm: Vm, entry: VmEntry, store: VmStore, repository: str) -> Outcome:
         """Check mode: what _present, _cancelled or _recovered would do."""
         recovery = backup_recovery.plan_recovery(vm, store, repository)
+        if self._options.state != "cancelled" and not all(self._ends(run) for run in recovery.adopted):
+            return backup_report.running(vm, store, recovery.adopted[0], recovery.sentences())
         if self._options.state != "present":
             return backup_report.recovery_planned(vm, recovery, self._options.state)
         store = store.expecting(manifest for _partial, manifest in recovery.complete)
@@ -102,7 +105,7 @@ class DriveBackup:
         plan = plan_backup(vm, entry, self._options, store, repository, agent)
         self._preflight(plan, store.directory if store.exists() else self._options.repository)
         commands = await self._commands(session, plan, repository)
-        return backup_report.planned(vm, plan, store, recovery.sentences(), commands)
+        return backup_report.planned(vm, plan, store, recovery.sentences(), commands, waits=self._options.wait)
 
     async def _commands(self, session: Session, plan: BackupPlan, repository: str) -> list[Command]:
         """Check mode's view of the point in time; the run itself chooses the id."""
@@ -114,7 +117,7 @@ class DriveBackup:
         vm = await read_vm(session, entry.name)
         recovery = await self._recover(session, vm, store, repository)
         for run in recovery.adopted:
-            if not self._options.wait or run.draft.sync == "none":
+            if not self._ends(run):
                 return backup_report.running(vm, store, run, recovery.sentences())
             await self._bandwidth.adopt(session, list(run.jobs))
             manifest = await finish(session, run, self._options)
@@ -144,7 +147,7 @@ class DriveBackup:
         with watch(session) as watcher:
             run, frozen = await self._start(session, plan, run)
             if not self._options.wait:
-                return backup_report.running(vm, store, run, recovery.sentences(), started=True)
+                return backup_report.running(vm, store, run, recovery.sentences(), frozen=frozen, sent=session.sent)
             manifest = await finish(session, run, self._options, watcher)
         outcome = backup_report.published(vm, store, manifest, recovery, started, frozen=frozen, sent=session.sent)
         if frozen.still_frozen:
@@ -182,7 +185,7 @@ class DriveBackup:
         vm = await read_vm(session, entry.name)
         recovery = await self._recover(session, vm, store, repository)
         for run in recovery.adopted:
-            if not self._options.wait or run.draft.sync == "none":
+            if not self._ends(run):
                 return backup_report.running(vm, store, run, recovery.sentences())
             await self._bandwidth.adopt(session, list(run.jobs))
             manifest = await finish(session, run, self._options)
@@ -209,6 +212,10 @@ class DriveBackup:
         newest = newest_covering(store.catalogue(), store, names)
         young = newest is not None and is_younger(newest, datetime.now(timezone.utc), self._options.max_age)
         return newest if young else None
+
+    def _ends(self, run: Run) -> bool:
+        """Whether an adopted run is waited for. A sync=none copy ends by state=cancelled only."""
+        return self._options.wait and run.draft.sync != "none"
 
     def _satisfied(self, recovery: Recovery) -> bool:
         """Whether the last adopted run is the backup that was asked for."""

@@ -76,7 +76,7 @@ def find(scope: Scope, drives: t.Iterable[Drive], nodes: t.Iterable[str], jobs: 
 
 
 def followed_backups(scope: Scope, drive: str) -> set[str]:
-    """Backups from which a next one of the drive can continue, so that their bitmaps stay: its newest, its newest full."""
+    """Backups whose bitmaps stay: a next one of the drive can continue from its newest, and from its newest full."""
     followed = (
         chain.newest_with_drive(scope.manifests, drive),
         chain.newest_full_of_drive(scope.manifests, drive),

@@ -27,7 +27,8 @@ _THAW_TRIES = 3
 class Frozen:
     """What became of a freeze: ``held`` while the guest is frozen for us, ``still_frozen`` when it would not thaw.
 
-    ``freeze_ms`` is the window from the freeze's order to the thaw's answer.
+    ``until`` (time.monotonic) is when the budget of a held freeze is used up. ``freeze_ms`` is the window from the
+    freeze's order to the thaw's answer.
     """
 
     consistency: str = "crash"
@@ -35,6 +36,7 @@ class Frozen:
     point: datetime | None = None
     transaction_ms: float = 0.0
     held: bool = False
+    until: float = 0.0
     still_frozen: bool = False
     warnings: list[str] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ async def quiesced(
     if agent is None or agent_socket is None:
         yield frozen
         return
-    frozen.held = True
+    frozen.held, frozen.until = True, started + budget
     try:
         yield frozen
     finally:

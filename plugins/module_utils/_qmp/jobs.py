@@ -153,18 +153,21 @@ async def run_to_end(session: Session, start: str, job_id: str, **arguments: t.A
 
 async def cancel(session: Session, ids: t.Collection[str]) -> None:
     """Cancel the jobs that still run, wait for their end, and dismiss all of them. Unknown ids are done already."""
+    asked: set[str] = set()
+    deadline = time.monotonic() + session.timeout
     with watch(session) as watcher:
-        for job in (await read_jobs(session)).values():
-            if job.id in ids and job.status not in _ENDED:
-                await _cancel_one(session, job)
-        deadline = time.monotonic() + session.timeout
         while True:
             jobs = [job for job in (await read_jobs(session)).values() if job.id in ids]
-            running = [job.id for job in jobs if job.status not in _ENDED]
+            running = {job.id: job for job in jobs if job.status not in _ENDED}
             if not running or time.monotonic() > deadline:
                 break
+            for name in sorted(running.keys() - asked):
+                asked.add(name)
+                await _cancel_one(session, running[name])
             await watcher._next_event(set(running), 0.5)
-    await dismiss(session, ids)
+    for job in jobs:
+        if job.status == "concluded":
+            await session.command("job-dismiss", id=job.id)
 
 
 async def _cancel_one(session: Session, job: Job) -> None:
@@ -176,10 +179,3 @@ async def _cancel_one(session: Session, job: Job) -> None:
         now = (await read_jobs(session)).get(job.id)
         if now is not None and now.status not in _ENDED:
             raise
-
-
-async def dismiss(session: Session, ids: t.Collection[str]) -> None:
-    """Forget the concluded jobs among ``ids``."""
-    for job in (await read_jobs(session)).values():
-        if job.id in ids and job.status == "concluded":
-            await session.command("job-dismiss", id=job.id)

@@ -51,6 +51,7 @@ else:
         def _cb_inbound(self, msg: Message) -> Message:
             return msg
 
+
 # Commands that change nothing although their name does not begin with "query-".
 _READING = frozenset({"qom-get", "qom-list", "qom-list-types", "qom-list-properties"})
 

@@ -72,7 +72,7 @@ def write_temporary(directory: str, name: str, data: bytes, mode: int, *, durabl
 
 
 def write_atomic(directory: str, name: str, data: bytes, mode: int, *, durable: bool = True) -> None:
-    """Write or replace a small file so that a reader sees the old or the new one; if ``durable``, also after a power cut."""
+    """Write or replace a small file: a reader sees the old or the new one, if ``durable`` also after a power cut."""
     temporary = write_temporary(directory, name, data, mode, durable=durable)
     try:
         os.rename(temporary, os.path.join(directory, name))

@@ -1,0 +1,67 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make bench` runs, so that it cannot rot, and its arithmetic is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.goals import Goal
+from bench.measure import Contender, Group, measure
+from bench.table import render
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+def test_contenders_take_turns_and_ratios_are_of_one_round() -> None:
+    order: list[str] = []
+
+    def contender(name: str, seconds: list[float], rounds: int | None = None) -> Contender:
+        values = iter(seconds)
+
+        def run() -> float:
+            order.append(name)
+            return next(values)
+
+        return Contender(name, run, rounds)
+
+    made = [contender("a", [1.0, 10.0, 4.0]), contender("b", [2.0, 30.0, 4.0]), contender("c", [5.0], rounds=1)]
+    group = measure(Group("title", "a", 10_000_000), made, 3, lambda _line: None)
+    assert order == ["a", "b", "c", "b", "a", "a", "b"]
+    assert (group.median("a"), group.ratio("b"), group.difference("b"), group.ratio("c")) == (4.0, 2.0, 1.0, 5.0)
+    lines = render(group).splitlines()
+    assert lines[1] == "title"
+    assert lines[3].split() == ["a", "4.00", "1.00-10.00", "2", "1"]
+
+
+def test_goals_are_met_or_missed() -> None:
+    assert Goal("speed", 2.0, 2.0, least=True).met
+    assert not Goal("speed", 1.9, 2.0, least=True).met
+    assert Goal("time", 1.5, 1.5).met
+    assert Goal("time", 1.6, 1.5, " s").line() == "time: 1.60 s (at most 1.5 s): MISSED"
+
+
+def test_a_quick_run_measures_and_names_the_absent(workdir: Path) -> None:
+    report = workdir / "report.json"
+    words = ["--quick", "--only", "incremental", "--directory", str(workdir), "--json", str(report)]
+    environment = {key: value for key, value in os.environ.items() if key != "QMPBACKUP"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words],
+        env={**environment, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "absent: qmpbackup (QMPBACKUP=DIR names no checkout); libvirt" in done.stdout
+    groups = json.loads(report.read_text())["groups"]
+    assert [list(group["contenders"]) for group in groups] == 2 * [
+        ["bare QMP script", "qmp_drive_backup", "qmp_drive_backup verify=false"]
+    ]
+    assert [entry.name for entry in workdir.iterdir()] == ["report.json"]

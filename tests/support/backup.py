@@ -184,7 +184,7 @@ class Bench:
         named = {name: node for name, node in self.vm.nodes().items() if not name.startswith("#")}
         nodes = sorted(named)
         bitmaps = {
-            name: sorted(bitmap.get("name", "") for bitmap in node.get("dirty-bitmaps", ()))
+            name: sorted(bitmap["name"] for bitmap in node.get("dirty-bitmaps", ()) if "name" in bitmap)
             for name, node in named.items()
         }
         jobs = sorted(job["id"] for job in self.vm.jobs())

@@ -68,7 +68,8 @@ class _Steps:
                 self.count += 1
                 self._log(label)
             if hit:
-                os.kill(os.getpid(), self.trap.sends)
+                # to this thread: sent to the process, it may take effect a moment later than this
+                signal.pthread_kill(threading.get_ident(), self.trap.sends)
 
     def _log(self, label: str) -> None:
         if self.trap.log is not None:

@@ -34,23 +34,43 @@ def full_then_incremental(site: Site, qemu: Qemu, drive: str = "disk0", offset: 
     return increment
 
 
-DEVICES = [
-    pytest.param("virtio-blk-pci", "blockdev", id="virtio-blk by -blockdev"),
-    pytest.param("virtio-blk-pci", "drive", id="virtio-blk by -drive"),
-    pytest.param("virtio-blk-pci", "legacy", id="virtio-blk by -drive if=virtio"),
-    pytest.param("scsi-hd", "blockdev", id="virtio-scsi by -blockdev"),
-    pytest.param("scsi-hd", "drive", id="virtio-scsi by -drive"),
-    pytest.param("ide-hd", "blockdev", id="ide by -blockdev"),
-    pytest.param("ide-hd", "legacy", id="ide by -drive if=ide"),
-    pytest.param("nvme", "blockdev", id="nvme by -blockdev"),
-    pytest.param("nvme", "drive", id="nvme by -drive"),
+DEVICES: list[tuple[str, t.Any]] = [
+    ("virtio-blk-pci", "blockdev"),
+    ("virtio-blk-pci", "drive"),
+    ("virtio-blk-pci", "legacy"),
+    ("scsi-hd", "blockdev"),
+    ("scsi-hd", "drive"),
+    ("ide-hd", "blockdev"),
+    ("ide-hd", "legacy"),
+    ("nvme", "blockdev"),
+    ("nvme", "drive"),
 ]
 
 
-@pytest.mark.parametrize(("device", "style"), DEVICES)
-def test_device(site: Site, qemu_factory: QemuFactory, device: str, style: t.Any) -> None:
-    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d"), device=device, style=style)])
-    full_then_incremental(site, qemu)
+def together(site: Site, qemu: Qemu, offset: int = 2 * MIB) -> list[Point]:
+    """As full_then_incremental, for all drives of the VM."""
+    points = [site.backup(qemu)]
+    assert set(points[0].levels) == set(qemu.drives)
+    assert set(points[0].levels.values()) == {"full"}
+    for drive in qemu.drives:
+        qemu.write(drive, offset, 64 * KIB, 0xA1)
+    points.append(site.backup(qemu))
+    assert set(points[1].levels.values()) == {"incremental"}, points[1].data["drives"]
+    site.check()
+    assert not leftovers(qemu)
+    return points
+
+
+def test_every_device_and_both_ways_to_write_it(site: Site, qemu_factory: QemuFactory) -> None:
+    drives = [
+        Drive(f"{device}-{style}", disk(site.directory, f"{device}-{style}", 4 * MIB), device=device, style=style)
+        for device, style in DEVICES
+    ]
+    qemu = qemu_factory("vm", drives)
+    together(site, qemu)
+    qemu.restart()
+    assert set(site.backup(qemu).levels.values()) == {"incremental"}
+    site.check()
 
 
 def test_throttle_filter_on_top(site: Site, qemu_factory: QemuFactory) -> None:
@@ -280,16 +300,22 @@ def test_encrypted_image_is_backed_up_in_plain_and_says_so(site: Site, qemu_fact
     assert any("encrypted" in warning for warning in point.manifest["warnings"])
 
 
-SIZES = [pytest.param(size, id=f"{size} bytes") for size in (512, MIB + 512, 3 * MIB + 512, 64 * KIB - 512)]
-
-
-@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
-@pytest.mark.parametrize("size", SIZES)
-def test_odd_size(site: Site, qemu_factory: QemuFactory, size: int, fmt: str) -> None:
-    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", size, fmt), fmt=fmt)])
+def test_odd_sizes(site: Site, qemu_factory: QemuFactory) -> None:
+    sizes = {
+        f"{fmt}{size}": (size, fmt)
+        for size in (512, MIB + 512, 3 * MIB + 512, 64 * KIB - 512)
+        for fmt in ("qcow2", "raw")
+    }
+    drives = [Drive(name, disk(site.directory, name, size, fmt), fmt=fmt) for name, (size, fmt) in sizes.items()]
+    qemu = qemu_factory("vm", drives)
     site.backup(qemu)
-    qemu.write("disk0", size - 512, 512, 0x77)
-    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    for name, (size, _fmt) in sizes.items():
+        qemu.write(name, size - 512, 512, 0x77)
+    point = site.backup(qemu)
+    assert set(point.levels.values()) == {"incremental"}
+    assert {drive["name"]: drive["virtual_size"] for drive in point.data["drives"]} == {
+        name: size for name, (size, _fmt) in sizes.items()
+    }
     site.check()
 
 
@@ -300,20 +326,19 @@ def test_drive_of_no_size(site: Site, qemu_factory: QemuFactory) -> None:
     site.check()
 
 
-LAYOUTS = [
-    pytest.param({"cluster_size": "512"}, id="512 byte clusters"),
-    pytest.param({"cluster_size": "4k"}, id="4k clusters"),
-    pytest.param({"cluster_size": "2M"}, id="2M clusters"),
-    pytest.param({"extended_l2": True, "cluster_size": "128k"}, id="extended L2"),
-    pytest.param({"lazy_refcounts": True}, id="lazy refcounts"),
-    pytest.param({"preallocation": "full"}, id="preallocated"),
-]
+LAYOUTS: dict[str, dict[str, t.Any]] = {
+    "clusters-512": {"cluster_size": "512"},
+    "clusters-4k": {"cluster_size": "4k"},
+    "clusters-2M": {"cluster_size": "2M"},
+    "extended-l2": {"extended_l2": True, "cluster_size": "128k"},
+    "lazy-refcounts": {"lazy_refcounts": True},
+    "preallocated": {"preallocation": "full"},
+}
 
 
-@pytest.mark.parametrize("options", LAYOUTS)
-def test_layout_of_the_source(site: Site, qemu_factory: QemuFactory, options: dict[str, t.Any]) -> None:
-    qemu = qemu_factory("vm", [Drive("disk0", disk(site.directory, "d", **options))])
-    full_then_incremental(site, qemu, offset=2 * MIB + 4096)
+def test_layouts_of_the_source(site: Site, qemu_factory: QemuFactory) -> None:
+    drives = [Drive(name, disk(site.directory, name, 8 * MIB, **options)) for name, options in LAYOUTS.items()]
+    together(site, qemu_factory("vm", drives), offset=2 * MIB + 4096)
 
 
 def test_compressed_source(site: Site, qemu_factory: QemuFactory) -> None:
@@ -345,28 +370,28 @@ def test_backing_chain_is_copied_as_one(site: Site, qemu_factory: QemuFactory) -
     full_then_incremental(site, qemu_factory("vm", [Drive("disk0", overlay)]))
 
 
-ZEROING = [
-    pytest.param("write -z {} {}", id="write zeroes"),
-    pytest.param("write -z -u {} {}", id="write zeroes, unmap"),
-    pytest.param("discard {} {}", id="discard"),
-]
+ZEROING = ("write -z {} {}", "write -z -u {} {}", "discard {} {}")
 
 
-@pytest.mark.parametrize("cluster_size", ["64k", "4k", "2M"])
-@pytest.mark.parametrize("command", ZEROING)
-def test_zeroes_in_an_increment_hide_the_data_below(
-    site: Site, qemu_factory: QemuFactory, command: str, cluster_size: str
-) -> None:
-    image = disk(site.directory, "d", cluster_size=cluster_size)
-    images.fill(image, [(0, 12 * MIB, 0x55)])
-    drive = Drive("disk0", image, options={"discard": "unmap"})
-    qemu = qemu_factory("vm", [drive])
+def test_zeroes_in_an_increment_hide_the_data_below(site: Site, qemu_factory: QemuFactory) -> None:
+    sizes = ("4k", "64k", "2M")
+    drives = []
+    for size in sizes:
+        image = disk(site.directory, f"d{size}", 24 * MIB, cluster_size=size)
+        images.fill(image, [(0, 24 * MIB, 0x55)])
+        drives.append(Drive(f"d{size}", image, options={"discard": "unmap"}))
+    qemu = qemu_factory("vm", drives)
     site.backup(qemu)
-    for offset, length in ((0, 2 * MIB), (5 * MIB + 4096, 8192), (7 * MIB - 512, MIB + 1024)):
-        qemu.qemu_io("disk0", command.format(offset, length))
-    assert site.backup(qemu).levels == {"disk0": "incremental"}
-    qemu.write("disk0", MIB, 4096, 0x56)
-    assert site.backup(qemu).levels == {"disk0": "incremental"}
+    for name in qemu.drives:
+        for number, command in enumerate(ZEROING):
+            start = number * 8 * MIB
+            for offset, length in ((0, 2 * MIB), (4 * MIB + 4096, 8192), (6 * MIB - 512, MIB + 1024)):
+                qemu.qemu_io(name, command.format(start + offset, length))
+    assert set(site.backup(qemu).levels.values()) == {"incremental"}
+    for name in qemu.drives:
+        qemu.write(name, MIB, 4096, 0x56)
+    assert set(site.backup(qemu).levels.values()) == {"incremental"}
     site.check()
     qemu.quit()
-    assert images.compare(image, site.points[-1].image("disk0"))
+    for drive in drives:
+        assert images.compare(str(drive.image), site.points[-1].image(drive.id))

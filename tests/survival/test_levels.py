@@ -457,6 +457,18 @@ def test_every_result_is_what_the_documentation_says(site: Site, vm: Qemu) -> No
     assert seen == {"unchanged", "planned", "published", "running", "cancelled", "recovered", "None"}
 
 
+def test_examples_are_valid_and_use_documented_options() -> None:
+    source = (ROOT / "plugins" / "modules" / "qmp_drive_backup.py").read_text()
+    blocks = {name: source.split(f'{name} = r"""', 1)[1].split('"""', 1)[0] for name in ("DOCUMENTATION", "EXAMPLES")}
+    own = set(yaml.safe_load(blocks["DOCUMENTATION"])["options"])
+    shared = {"vms", "max_parallel", "timeout", "owner", "group", "file_mode", "directory_mode"}
+    tasks = yaml.safe_load(blocks["EXAMPLES"])
+    assert len(tasks) >= 3
+    for task in tasks:
+        assert task["name"]
+        assert set(task["blockops.qemu.qmp_drive_backup"]) <= own | shared
+
+
 def leave_something_behind(vm: Qemu, site: Site) -> None:
     """A node as a killed run of this repository would leave it."""
     identity = yaml.safe_load((site.repository / "repository.json").read_text())["id"]

@@ -148,14 +148,11 @@ CONTRADICTIONS: list[t.Any] = [
 ]
 
 
-@pytest.mark.parametrize("check", [False, True], ids=["run", "check mode"])
 @pytest.mark.parametrize("params", CONTRADICTIONS, ids=str)
-def test_contradiction_is_refused_before_anything_is_touched(
-    tmp_path: Path, params: dict[str, t.Any], check: bool
-) -> None:
+def test_contradiction_is_refused_before_anything_is_touched(tmp_path: Path, params: dict[str, t.Any]) -> None:
     """There is not even a VM to ask."""
     site = Site(tmp_path)
-    result = site.call({"name": "vm", "socket": "/nowhere/at.all"}, check=check, **params)
+    result = site.call({"name": "vm", "socket": "/nowhere/at.all"}, **params)
     assert result.data["error"]["kind"] == "InputInvalid", result.msg
     assert list(tmp_path.iterdir()) == []
 

@@ -25,6 +25,7 @@ def run(bench: Bench) -> Outcome:
     home.mkdir()
     fulls = Group(f"fleet: fulls of {number} VMs with {data // MIB} MiB each", BARE, number * data)
     incrementals = Group(f"fleet: incrementals of {number} VMs, 1 MiB changed on each", BARE)
+    fulls.copies_nothing = (_EMPTY,)
     with machines(home, [2 * data] * number, data) as made:
         fleet = _Fleet(bench, made, home)
         measure(fulls, fleet.fulls(), bench.rounds(3), bench.report)

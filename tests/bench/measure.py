@@ -27,13 +27,17 @@ class Contender:
 
 @dataclass
 class Group:
-    """One table: contenders measured in the same rounds. ``amount`` in bytes, when MB/s make sense."""
+    """One table: contenders measured in the same rounds.
+
+    ``amount`` in bytes, when MB/s make sense; not for those that ``copies_nothing`` names.
+    """
 
     title: str
     reference: str
     amount: int | None = None
     samples: dict[str, dict[int, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    copies_nothing: tuple[str, ...] = ()
 
     def median(self, name: str) -> float:
         return statistics.median(self.samples[name].values())

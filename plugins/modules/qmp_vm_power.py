@@ -28,6 +28,10 @@ attributes:
   idempotent:
     support: full
 options:
+  vms:
+    description:
+      - The VMs to stop or to wait for.
+    required: true
   state:
     description:
       - V(stopped) presses the power button (C(system_powerdown)), waits until QEMU has ended, and after

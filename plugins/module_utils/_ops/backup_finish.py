@@ -89,7 +89,7 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
 
 async def _wait(session: Session, run: Run, deadline: float | None, watcher: Watch | None) -> dict[str, Job | None]:
     if watcher is not None:
-        return await watcher.until_ended(run.jobs, deadline)
+        return await watcher.until_ended(run.jobs, deadline, fresh=True)
     with watch(session) as own:
         return await own.until_ended(run.jobs, deadline)
 
@@ -159,7 +159,7 @@ async def _forget(session: Session, run: Run) -> None:
     The backup is safe by now, so a VM that ended meanwhile is no failure; the next run forgets the rest.
     """
     with contextlib.suppress(VmGone):
-        await sweep(session, Scope(run.draft.repository, run.store.catalogue().manifests))
+        await sweep(session, Scope(run.draft.repository, run.store.catalogue().manifests), files=False)
 
 
 async def unwind(session: Session, run: Run) -> None:

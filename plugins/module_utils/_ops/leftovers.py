@@ -9,14 +9,15 @@ of our own repository are looked at; what other tools or other repositories made
 
 from __future__ import annotations
 
+import asyncio
 import typing as t
 from dataclasses import dataclass
 
 from .._block.graph import Drive
 from .._block.names import parse_bitmap, parse_object, run_of
 from .._errors import CommandFailed
-from .._qmp.jobs import Job, cancel, read_jobs
-from .._qmp.nodes import forget_files, remove_bitmap
+from .._qmp.jobs import cancel, read_jobs
+from .._qmp.nodes import forget_files, remove_bitmaps
 from .._qmp.session import Session
 from .._repository import chain
 from .._repository.manifest import Manifest
@@ -97,21 +98,23 @@ def _doomed(scope: Scope, name: str) -> bool:
     return bitmap is not None and bitmap.repository == scope.repository and scope.covers(run_of(bitmap.backup))
 
 
-async def sweep(session: Session, scope: Scope) -> list[str]:
-    """Find and remove. Answers sentences on what was removed. Raises what QEMU refuses, and VmGone."""
+async def sweep(session: Session, scope: Scope, *, files: bool = True) -> list[str]:
+    """Find and remove. Answers sentences on what was removed. Raises what QEMU refuses, and VmGone.
+
+    ``files``: also those passed to QEMU and forgotten, which a run that comes to its end does not leave.
+    """
     found = await look(session, scope)
     await cancel(session, found.jobs)
     for node in found.nodes:
         await _remove_node(session, node)
-    for node, bitmap in found.bitmaps:
-        await remove_bitmap(session, node, bitmap)
-    await forget_files(session, lambda label: _doomed(scope, label))
+    await remove_bitmaps(session, found.bitmaps)
+    if files:
+        await forget_files(session, lambda label: _doomed(scope, label))
     return found.sentences()
 
 
 async def look(session: Session, scope: Scope) -> Leftovers:
-    drives, nodes = await read_drives(session)
-    jobs: dict[str, Job] = await read_jobs(session)
+    (drives, nodes), jobs = await asyncio.gather(read_drives(session), read_jobs(session))
     return find(scope, drives, nodes, jobs)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import typing as t
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from .._block.graph import Drive, fit_together, parse_drives
 from .._errors import CommandFailed, InputInvalid
 from .._qmp.jobs import Job, read_jobs
+from .._qmp.nodes import NODES
 from .._qmp.session import Process, Session
 
 _LOOKS = 10
@@ -78,19 +80,17 @@ async def session_for(entry: VmEntry, *, timeout: float, read_only: bool) -> t.A
 
 async def read_vm(session: Session, name: str | None = None) -> Vm:
     """Observe the VM behind the session. Raises what Session.command raises."""
-    version = (await session.command("query-version"))["qemu"]
-    status = await session.command("query-status")
-    uuid = (await session.command("query-uuid"))["UUID"]
-    named = (await session.command("query-name")).get("name")
-    drives, nodes = await read_drives(session)
+    (status, uuid, named), (drives, nodes), jobs = await asyncio.gather(
+        session.ask("query-status", "query-uuid", "query-name"), read_drives(session), read_jobs(session)
+    )
     return Vm(
-        name=name or named or _stem(session.path),
-        uuid=None if uuid == _NO_UUID else uuid,
+        name=name or named.get("name") or _stem(session.path),
+        uuid=None if uuid["UUID"] == _NO_UUID else uuid["UUID"],
         status=status["status"],
-        version="{major}.{minor}.{micro}".format(**version),
+        version="{major}.{minor}.{micro}".format(**session.version["qemu"]),
         process=session.process,
         drives=drives,
-        jobs=await read_jobs(session),
+        jobs=jobs,
         nodes=nodes,
     )
 
@@ -98,9 +98,7 @@ async def read_vm(session: Session, name: str | None = None) -> Vm:
 async def read_drives(session: Session) -> tuple[tuple[Drive, ...], tuple[str, ...]]:
     """The drives with their chains, and the names of all nodes."""
     for _try in range(_LOOKS):
-        blocks = await session.command("query-block")
-        stats = await session.command("query-blockstats")
-        nodes = await session.command("query-named-block-nodes", flat=True)
+        blocks, stats, nodes = await session.ask("query-block", "query-blockstats", NODES)
         # Three looks at what may change in between: a drive whose filter has just gone would seem to be empty.
         if fit_together(stats, nodes):
             break
@@ -110,7 +108,7 @@ async def read_drives(session: Session) -> tuple[tuple[Drive, ...], tuple[str, .
 
 async def read_nodes(session: Session) -> tuple[str, ...]:
     """The names of all nodes, when nothing else of them matters."""
-    nodes = await session.command("query-named-block-nodes", flat=True)
+    (nodes,) = await session.ask(NODES)
     return tuple(node["node-name"] for node in nodes if node.get("node-name"))
 
 

@@ -86,17 +86,22 @@ class Watch:
         self._session = session
         self._listener = listener
 
-    async def until_ended(self, ids: t.Collection[str], deadline: float | None) -> dict[str, Job | None]:
+    async def until_ended(
+        self, ids: t.Collection[str], deadline: float | None, *, fresh: bool = False
+    ) -> dict[str, Job | None]:
         """Wait until every job has ended, or one has failed or stalled, or the deadline (time.monotonic) has passed.
 
-        Answers the state of each job then; ``None`` for a job that QEMU no longer knows.
+        Answers the state of each job then; ``None`` for a job that QEMU no longer knows. ``fresh``: the jobs were
+        started under this watch, so their events tell when there is something to look at.
         """
+        if fresh:
+            await self._next_event(set(ids), _left(deadline))
         while True:
             known = await read_jobs(self._session)
             jobs = {job_id: known.get(job_id) for job_id in ids}
             if _settled(jobs.values()):
                 return jobs
-            left = _LOOK_EVERY if deadline is None else min(_LOOK_EVERY, deadline - time.monotonic())
+            left = _left(deadline)
             if left <= 0:
                 return jobs
             await self._next_event(set(ids), left)
@@ -114,9 +119,15 @@ class Watch:
                 return
             data = event["data"]
             about = data.get("id", data.get("device"))
-            # Created, running, waiting and pending pass by themselves: only an end or a pause needs a look.
-            if about in ids and data.get("status", "concluded") in ("paused", "ready", *_ENDED):
+            # Other states pass by themselves. A job that stalls says so with BLOCK_JOB_ERROR, which has no status;
+            # one that is merely paused is so for an instant while its graph changes, or because somebody wants it.
+            if about in ids and data.get("status", "concluded") in ("ready", *_ENDED):
                 return
+
+
+def _left(deadline: float | None) -> float:
+    """Seconds until the next look."""
+    return _LOOK_EVERY if deadline is None else min(_LOOK_EVERY, deadline - time.monotonic())
 
 
 def _settled(jobs: t.Iterable[Job | None]) -> bool:
@@ -144,7 +155,8 @@ async def run_to_end(session: Session, start: str, job_id: str, **arguments: t.A
     """Start a short job (blockdev-create), wait for its end and dismiss it. Raises CommandFailed when it failed."""
     with session.events("JOB_STATUS_CHANGE") as listener:
         await session.command(start, job_id=job_id, **arguments)
-        job = (await Watch(session, listener).until_ended([job_id], time.monotonic() + session.timeout))[job_id]
+        deadline = time.monotonic() + session.timeout
+        job = (await Watch(session, listener).until_ended([job_id], deadline, fresh=True))[job_id]
     if job is None or not job.succeeded:
         said = "it did not end in time" if job is None or job.error is None else job.error
         raise CommandFailed(command=start, about=f" for {job_id}", said=said)
@@ -153,6 +165,8 @@ async def run_to_end(session: Session, start: str, job_id: str, **arguments: t.A
 
 async def cancel(session: Session, ids: t.Collection[str]) -> None:
     """Cancel the jobs that still run, wait for their end, and dismiss all of them. Unknown ids are done already."""
+    if not ids:
+        return
     asked: set[str] = set()
     deadline = time.monotonic() + session.timeout
     with watch(session) as watcher:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from .._errors import CommandFailed
 from .jobs import run_to_end
-from .session import Session
+from .session import Command, Session
+
+NODES = Command("query-named-block-nodes", {"flat": True})
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,18 @@ async def forget_files(session: Session, doomed: t.Callable[[str], bool]) -> Non
             await session.command("remove-fd", fdset_id=fdset["fdset-id"])
 
 
-async def remove_bitmap(session: Session, node: str, name: str) -> None:
-    """Remove a bitmap and look whether it has gone: QEMU may say yes and keep it (QEMU issue 3516)."""
-    await session.command("block-dirty-bitmap-remove", node=node, name=name)
-    for candidate in await session.command("query-named-block-nodes", flat=True):
-        if candidate.get("node-name") == node and any(
-            b.get("name") == name for b in candidate.get("dirty-bitmaps", ())
-        ):
-            raise CommandFailed(
-                command="block-dirty-bitmap-remove",
-                about=f" for {name}",
-                said="it agreed, but the bitmap is still there",
-            )
+async def remove_bitmaps(session: Session, doomed: t.Sequence[tuple[str, str]]) -> None:
+    """Remove ``(node, bitmap)`` pairs and look whether they have gone: QEMU may agree and keep one (issue 3516)."""
+    if not doomed:
+        return
+    for node, name in doomed:
+        await session.command("block-dirty-bitmap-remove", node=node, name=name)
+    (nodes,) = await session.ask(NODES)
+    there = {(node.get("node-name"), bitmap.get("name")) for node in nodes for bitmap in node.get("dirty-bitmaps", ())}
+    for node, name in doomed:
+        if (node, name) in there:
+            said = "it agreed, but the bitmap is still there"
+            raise CommandFailed(command="block-dirty-bitmap-remove", about=f" for {name}", said=said)
 
 
 def takes_direct_io(fd: int) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import typing as t
 
 from .session import Session
@@ -13,6 +14,7 @@ _Entities = dict[str, dict[str, t.Any]]
 
 # The schema is a quarter of a megabyte and the same for every process of one build: read it once per build and run.
 _read: dict[str, Schema] = {}
+_reading: dict[str, asyncio.Lock] = {}
 
 
 class Schema:
@@ -47,9 +49,9 @@ class Schema:
 
 async def read_schema(session: Session) -> Schema:
     """The schema of the QEMU behind the session. Raises what Session.command raises."""
-    version = await session.command("query-version")
-    key = f"{version['qemu']}{version.get('package', '')}"
-    if key not in _read:
-        entities = await session.command("query-qmp-schema")
-        _read[key] = Schema({entity["name"]: entity for entity in entities})
+    key = f"{session.version}"
+    async with _reading.setdefault(key, asyncio.Lock()):
+        if key not in _read:
+            entities = await session.command("query-qmp-schema")
+            _read[key] = Schema({entity["name"]: entity for entity in entities})
     return _read[key]

@@ -139,6 +139,17 @@ class Session:
         except (ExecInterruptedError, QMPError, EOFError, OSError) as exc:
             raise VmGone(socket=self.path, doing=f"asked for {command.name}") from exc
 
+    async def ask(self, *queries: str | Command) -> list[t.Any]:
+        """Send queries at once and return their answers in order: one round trip, hardly a moment between them."""
+        commands = (query if isinstance(query, Command) else Command(query, {}) for query in queries)
+        return list(await asyncio.gather(*(self.execute(command) for command in commands)))
+
+    @property
+    def version(self) -> t.Mapping[str, t.Any]:
+        """What QEMU said of itself in its greeting (QAPI: VersionInfo)."""
+        greeting = self._client.greeting
+        return greeting.QMP.version if greeting is not None else {}
+
     async def pass_file(self, fd: int, label: str) -> int:
         """Hand an open file to QEMU and return its set: QEMU may open it there as ``/dev/fdset/SET``.
 

@@ -67,6 +67,8 @@ options:
     description:
       - Do nothing while the newest backup that has all the drives is younger than this. Seconds, or a number with
         C(m), C(h), C(d) or C(w).
+      - A backup that an earlier run had started and this one publishes counts as well. When its point in time is
+        older, another backup follows.
     type: str
   drives:
     description: Names of the drives to back up, for VMs that do not name their own in O(vms).

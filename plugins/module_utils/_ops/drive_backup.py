@@ -218,10 +218,13 @@ class DriveBackup:
         return self._options.wait and run.draft.sync != "none"
 
     def _satisfied(self, recovery: Recovery) -> bool:
-        """Whether the last adopted run is the backup that was asked for."""
+        """Whether the last adopted run is the backup that was asked for: of that level, and not of yesterday."""
         if not recovery.adopted or self._options.expert:
             return False
-        return self._options.level in ("auto", recovery.adopted[-1].draft.level)
+        point, age = recovery.adopted[-1].draft, self._options.max_age
+        if age is not None and not is_younger(point, datetime.now(timezone.utc), age):
+            return False
+        return self._options.level in ("auto", point.level)
 
     def _preflight(self, plan: BackupPlan, path: str) -> None:
         """Refuse before anything is touched when the target cannot hold what may be copied."""

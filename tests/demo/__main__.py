@@ -106,7 +106,7 @@ class Demo:
         vm.kill()
         size = image.stat().st_size
         with image.open("r+b") as stream:
-            for _ in range(0, size, MIB):
+            for _chunk in range(0, size, MIB):
                 stream.write(os.urandom(min(MIB, size - stream.tell())))
         refused = subprocess.run(
             [sys.executable, vmctl.__file__, "start", str(vm.definition)], capture_output=True, text=True, check=False

@@ -56,7 +56,7 @@ def scratch() -> Iterator[Path]:
 @pytest.mark.timeout(300)
 def test_demo(scratch: Path, guest_image: GuestImage) -> None:
     process = start(scratch)
-    output, _ = process.communicate(timeout=280)
+    output, _err = process.communicate(timeout=280)
     assert process.returncode == 0, output
     assert re.search(r"^restored data: identical \(sha256 [0-9a-f]{64}\)$", output, flags=re.MULTILINE), output
     rows = re.findall(r"^(web|db) +\w+-\w+ +(full|incremental) +filesystem +([\d,]+) ", output, flags=re.MULTILINE)
@@ -75,6 +75,6 @@ def test_demo_cleans_up(scratch: Path, guest_image: GuestImage, number: signal.S
         if "Make the virtual environment" in line:  # Ansible runs, two VMs run
             break
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _err = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), output
     assert gone(scratch), f"{os.listdir(scratch)} {processes_with(str(scratch))}"

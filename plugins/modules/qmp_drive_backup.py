@@ -250,7 +250,7 @@ vms:
       type: int
       returned: when there is a backup
     bytes_bound:
-      description: Bytes that would be copied at most.
+      description: Bytes of data that would be copied at most, areas of zeros not counted.
       type: int
       returned: when there is a plan
     seconds:

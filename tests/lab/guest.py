@@ -116,7 +116,7 @@ def _populate(root: Path, tree: Path) -> None:
         path.chmod(0o755)
     modules = ModuleTree(tree)
     core = modules.closure(_CORE)
-    loaded = {name for name, _ in core}
+    loaded = {name for name, _content in core}
     extra = [(name, content) for name, content in modules.closure(_STORAGE, optional=True) if name not in loaded]
     for group, members in (("core", core), ("storage", extra)):
         (root / "modules" / group).mkdir()

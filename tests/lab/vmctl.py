@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: (c) 2026, blockops.qemu contributors
 """Start and stop VMs the way an administrator without libvirt does: a definition file and a small tool.

@@ -58,7 +58,7 @@ def plan_backup(
 
 def select_drives(vm: Vm, entry: VmEntry, options: BackupOptions) -> tuple[list[Drive], list[SkippedDrive]]:
     """The drives to back up, and those left out with the reason."""
-    wanted = merged(entry.drives, options.drives)
+    wanted = merged(entry.drives, options.drives) or entry.described
     excluded = merged(entry.exclude_drives, options.exclude_drives)
     for name in wanted:
         if vm.drive(name) is None:

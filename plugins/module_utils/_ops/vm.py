@@ -23,12 +23,17 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 @dataclass(frozen=True)
 class VmEntry:
-    """One element of the option ``vms``. ``drives`` empty means all that can be backed up."""
+    """One element of the option ``vms``. ``drives`` empty means all that can be backed up.
+
+    ``described`` are drives that came as descriptions of qmp_vm_info: a choice, but one that names given elsewhere
+    go before.
+    """
 
     socket: str
     name: str | None = None
     agent_socket: str | None = None
     drives: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
     exclude_drives: tuple[str, ...] = ()
     definition: tuple[str, ...] = ()
 
@@ -37,11 +42,13 @@ class VmEntry:
         """From a validated element of ``vms``; drive descriptions of qmp_vm_info count by what they say of a backup."""
         if not entry.get("socket"):
             raise InputInvalid(message=f"The entry {entry.get('name')!r} of vms has no socket.")
+        drives = entry.get("drives") or []
         return cls(
             socket=entry["socket"],
             name=entry.get("name"),
             agent_socket=entry.get("agent_socket"),
-            drives=tuple(_drive_names(entry.get("drives") or [])),
+            drives=tuple(drive for drive in drives if isinstance(drive, str)),
+            described=tuple(_described([drive for drive in drives if not isinstance(drive, str)])),
             exclude_drives=tuple(entry.get("exclude_drives") or ()),
             definition=tuple(entry.get("definition") or ()),
         )
@@ -160,12 +167,10 @@ def _working_directory(pid: int) -> str | None:
         return None
 
 
-def _drive_names(drives: list[t.Any]) -> t.Iterator[str]:
+def _described(drives: list[t.Any]) -> t.Iterator[str]:
+    """Names of the described drives that qmp_vm_info would back up."""
     for drive in drives:
-        if isinstance(drive, str):
-            yield drive
-        elif isinstance(drive, dict) and isinstance(drive.get("name"), str):
-            if drive.get("backup", {}).get("default", True):
-                yield drive["name"]
-        else:
+        if not isinstance(drive, dict) or not isinstance(drive.get("name"), str):
             raise InputInvalid(message=f"{drive!r} in drives is neither a name nor a drive of qmp_vm_info.")
+        if drive.get("backup", {}).get("default", True):
+            yield drive["name"]

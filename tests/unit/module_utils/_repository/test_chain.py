@@ -87,8 +87,8 @@ def test_damage_and_broken_manifests_are_told() -> None:
         chain.chain([CHAIN[0], CHAIN[3], CHAIN[2]], name(4), "a", broken=broken)
 
 
-def select(point: str, manifests: t.Sequence[Manifest] = CHAIN, **more: t.Any) -> int:
-    return chain.select(manifests, point, vm="web1", repository="/r", **more).sequence
+def select(point: str, manifests: t.Sequence[Manifest] | None = None, **more: t.Any) -> int:
+    return chain.select(CHAIN if manifests is None else manifests, point, vm="web1", repository="/r", **more).sequence
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+
 from ansible_collections.blockops.qemu.plugins.module_utils._errors import InputInvalid
 from ansible_collections.blockops.qemu.plugins.module_utils._ops.vm import VmEntry
 

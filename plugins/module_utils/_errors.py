@@ -42,6 +42,13 @@ class InputInvalid(BlockOpsError):
     template = "{message}"
 
 
+class Unexpected(BlockOpsError):
+    """A bug of ours, reported for the VM it struck. ``traceback`` is for whoever mends it."""
+
+    template = "This module failed in a way nobody foresaw: {what}."
+    advice = "Please report it with the traceback in this result. The next run looks and cleans up."
+
+
 # -- the QMP socket and its QEMU ---------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from lab.guest import GuestImage
+from lab.process import interruptible
 from lab.reaper import processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ def start(scratch: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=interruptible,
     )
 
 

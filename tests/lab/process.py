@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 
 from lab.guard import guard, release
 from lab.qmp import Qmp, QmpError
+
+
+def interruptible() -> None:
+    """For ``preexec_fn``: a run in the background (``make test &``) has its children ignore SIGINT, to the last one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class LabError(Exception):

@@ -17,7 +17,7 @@ from lab import filesystem, vmctl
 from lab.drive import Drive
 from lab.fixtures import LabVmFactory
 from lab.guest import GuestImage
-from lab.process import LabError
+from lab.process import LabError, interruptible
 from lab.qmp import QmpError
 from lab.reaper import processes_with
 from lab.vm import LabVm, data_drives, definition_text
@@ -125,7 +125,8 @@ with workspace() as directory:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_stays_behind_when_the_parent_dies(number: signal.Signals, guest_image: GuestImage) -> None:
     argv = [sys.executable, "-c", ORPHANING_PARENT, str(TESTS)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, preexec_fn=interruptible) as parent:
         assert parent.stdout is not None
         directory = parent.stdout.readline().strip()
         assert len(processes_with(directory)) == 3

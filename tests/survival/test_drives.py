@@ -278,7 +278,23 @@ def test_encrypted_image_is_backed_up_in_plain_and_says_so(site: Site, qemu_fact
     secret_of_the_vm = ["-object", secret[1]]
     image = site.directory / "luks.qcow2"
     options = "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=100"
-    images.run_tool("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, image, "8M")
+    for last in (False, False, False, True):
+        # It measures its own processor time, and gives up when the clock does not move meanwhile.
+        done = images.run_tool(
+            "qemu-img",
+            "create",
+            "-q",
+            *secret,
+            "-f",
+            "qcow2",
+            "-o",
+            options,
+            image,
+            "8M",
+            accept=(0,) if last else (0, 1),
+        )
+        if done.returncode == 0:
+            break
     drive = Drive("disk0", image, options={"encrypt": {"format": "luks", "key-secret": "sec0"}})
     qemu = qemu_factory("vm", [drive], extra_args=secret_of_the_vm)
     qemu.write("disk0", 0, MIB, 0x42)

@@ -155,10 +155,24 @@ def test_drives_have_their_own_chains(site: Site, pair: Qemu) -> None:
     site.check()
 
 
-def test_drives_of_a_vm_go_before_those_of_the_task(site: Site, pair: Qemu) -> None:
-    entry = {"name": "vm", "socket": str(pair.socket), "drives": [{"name": "two", "backup": {"default": True}}]}
-    answer = site.call(entry, drives=["one"]).ok().data["vms"][0]
-    assert [drive["name"] for drive in answer["drives"]] == ["two"]
+DESCRIBED = {"name": "two", "backup": {"default": True}}
+
+
+@pytest.mark.parametrize(
+    ("drives", "of_the_task", "expected"),
+    [
+        (["two"], ["one"], ["two"]),
+        ([DESCRIBED], [], ["two"]),
+        # What qmp_vm_info found is no choice against one that somebody has made.
+        ([DESCRIBED], ["one"], ["one"]),
+    ],
+)
+def test_drives_of_a_vm_go_before_those_of_the_task(
+    site: Site, pair: Qemu, drives: list[t.Any], of_the_task: list[str], expected: list[str]
+) -> None:
+    entry = {"name": "vm", "socket": str(pair.socket), "drives": drives}
+    answer = site.call(entry, drives=of_the_task).ok().data["vms"][0]
+    assert [drive["name"] for drive in answer["drives"]] == expected
 
 
 def test_unknown_drive_is_refused_before_anything_is_touched(site: Site, pair: Qemu) -> None:

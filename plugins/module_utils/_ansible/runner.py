@@ -9,11 +9,12 @@ It never does so inside a coroutine: the JSON would be printed before the clean-
 from __future__ import annotations
 
 import asyncio
+import traceback
 import typing as t
 
 from ansible.module_utils.basic import missing_required_lib
 
-from .._errors import BlockOpsError, InputInvalid
+from .._errors import BlockOpsError, InputInvalid, Unexpected
 from .._ops._outcome import Outcome
 
 if t.TYPE_CHECKING:
@@ -97,6 +98,10 @@ async def _all(entries: list[dict[str, t.Any]], operation: VmOperation, max_para
                 return await operation(entry)
             except BlockOpsError as exc:
                 return Outcome(changed=False, error=exc)
+            except Exception as exc:
+                # A bug of ours. It ends the work on this VM, with the traceback, but must not cancel that on the others:
+                # one of them may be frozen at this moment.
+                return Outcome(changed=False, error=Unexpected(what=repr(exc), traceback=traceback.format_exc()))
 
     return list(await asyncio.gather(*(one(entry) for entry in entries)))
 

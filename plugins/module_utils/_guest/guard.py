@@ -11,6 +11,7 @@ and ``T <socket>`` (thawed).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -43,10 +44,15 @@ class ThawGuard:
 
     def frozen(self, path: str, seconds: float) -> None:
         """Register *before* the freeze is asked for: a freeze whose answer is lost counts as one."""
-        os.write(self._pipe, f"F {seconds:.3f} {path}\n".encode())
+        self._say(f"F {seconds:.3f} {path}\n")
 
     def thawed(self, path: str) -> None:
-        os.write(self._pipe, f"T {path}\n".encode())
+        self._say(f"T {path}\n")
+
+    def _say(self, line: str) -> None:
+        """A guard that was killed itself (out of memory) cannot guard; the thaw at the end of the window remains."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._pipe, line.encode())
 
     def stop(self) -> None:
         """Close the pipe and wait for the guard unless it still has a guest to thaw."""

@@ -172,5 +172,6 @@ def _described(drives: list[t.Any]) -> t.Iterator[str]:
     for drive in drives:
         if not isinstance(drive, dict) or not isinstance(drive.get("name"), str):
             raise InputInvalid(message=f"{drive!r} in drives is neither a name nor a drive of qmp_vm_info.")
-        if drive.get("backup", {}).get("default", True):
+        backup = drive.get("backup")
+        if not isinstance(backup, dict) or backup.get("default", True):
             yield drive["name"]

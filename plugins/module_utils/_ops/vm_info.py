@@ -60,7 +60,7 @@ class VmInfo:
             return {"reachable": False, "reason": str(exc)}
         finally:
             agent.close()
-        return {"reachable": True, "version": info.get("version"), "frozen": frozen == "frozen"}
+        return {"reachable": True, "version": info.get("version") if isinstance(info, dict) else None, "frozen": frozen == "frozen"}
 
 
 def describe(vm: Vm, agent_socket: str | None, agent: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -163,9 +163,16 @@ def _warnings(vm: Vm, agent: dict[str, t.Any]) -> t.Iterator[str]:
 def without_twins(pairs: list[tuple[dict[str, t.Any], Outcome]]) -> list[tuple[dict[str, t.Any], Outcome]]:
     """One entry for each QEMU process: a VM with two monitors matches a pattern twice, and is one VM all the same."""
     first: dict[int, Outcome] = {}
+    shared: set[int] = set()
     for _entry, outcome in pairs:
-        if "process" in outcome.result:
-            first.setdefault(outcome.result["process"]["pid"], outcome)
+        if "process" not in outcome.result:
+            continue
+        pid = outcome.result["process"]["pid"]
+        if _identity(first.setdefault(pid, outcome)) != _identity(outcome):
+            shared.add(pid)
+    # In a container every QEMU may have pid 0, and sockets may have been made by somebody else than QEMU (systemd, a
+    # manager): a process that seems to be several VMs tells nothing.
+    first = {pid: outcome for pid, outcome in first.items() if pid > 1 and pid not in shared and _identity(outcome)[0]}
     answer: list[tuple[dict[str, t.Any], Outcome]] = []
     for entry, outcome in pairs:
         kept = first.get(_pid(outcome), outcome)
@@ -174,6 +181,10 @@ def without_twins(pairs: list[tuple[dict[str, t.Any], Outcome]]) -> list[tuple[d
         else:
             kept.result["warnings"].append(f"The VM has another monitor on {entry['socket']}.")
     return answer
+
+
+def _identity(outcome: Outcome) -> tuple[str | None, str | None]:
+    return outcome.result["uuid"], outcome.result["name"]
 
 
 def _pid(outcome: Outcome) -> int:

@@ -159,7 +159,10 @@ class Session:
         """
         if self.read_only:
             raise CheckModeViolation(command="add-fd")
-        self._client.send_fd_scm(fd)
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as exc:
+            raise VmGone(socket=self.path, doing="being passed a file") from exc
         answer = await self.command("add-fd", opaque=label)
         return int(answer["fdset-id"])
 

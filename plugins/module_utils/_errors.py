@@ -121,6 +121,11 @@ class JobVanished(BlockOpsError):
     advice = "Was it dismissed by another tool, or QEMU restarted? Nothing was published; run the task again."
 
 
+class CopyRunning(BlockOpsError):
+    template = "VM {vm} has a running copy {backup} with sync=none, which never ends by itself, so no backup was made."
+    advice = "End and publish it with state=cancelled, then run again."
+
+
 class JobTimeout(BlockOpsError):
     template = "Backup {backup} is not finished after {timeout:g} s ({done} of {total} bytes)."
     advice = "It goes on inside QEMU. Run the task again to adopt and publish it, or use state=cancelled."
@@ -152,7 +157,7 @@ class QuiesceFailed(BlockOpsError):
 
 
 class GuestFrozen(BlockOpsError):
-    template = "The guest of VM {vm} did not thaw: its agent gave no answer on {socket}."
+    template = "The guest of VM {vm} may still be frozen: its agent did not confirm the thaw on {socket}.{besides}"
     advice = (
         "Thawing is tried again in the background. If the guest hangs, restart its agent or reset the VM. "
         "The state of the backup itself is in this result."

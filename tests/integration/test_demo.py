@@ -27,13 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(scratch: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [str(ROOT / "scripts" / "demo")],
+        interruptible([str(ROOT / "scripts" / "demo")]),
         env={**os.environ, "TMPDIR": str(scratch)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=interruptible,
     )
 
 

@@ -5,19 +5,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lab.guard import guard, release
 from lab.qmp import Qmp, QmpError
 
+_EXEC = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
 
-def interruptible() -> None:
-    """For ``preexec_fn``: a run in the background (``make test &``) has its children ignore SIGINT, to the last one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def interruptible(argv: Sequence[str]) -> list[str]:
+    """The command, but heeding SIGINT: a run in the background (``make test &``) hands down that it is ignored."""
+    return [sys.executable, "-c", _EXEC, *argv]
 
 
 class LabError(Exception):

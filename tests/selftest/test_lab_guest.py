@@ -124,9 +124,9 @@ with workspace() as directory:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_stays_behind_when_the_parent_dies(number: signal.Signals, guest_image: GuestImage) -> None:
-    argv = [sys.executable, "-c", ORPHANING_PARENT, str(TESTS)]
+    argv = interruptible([sys.executable, "-c", ORPHANING_PARENT, str(TESTS)])
     pipe = subprocess.PIPE
-    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, preexec_fn=interruptible) as parent:
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as parent:
         assert parent.stdout is not None
         directory = parent.stdout.readline().strip()
         assert len(processes_with(directory)) == 3

@@ -41,8 +41,13 @@ UNFREEZABLE: dict[str, dict[str, t.Any]] = {
     "half an answer": {FREEZE: b'{"return": 2'},
     "deep nesting": {FREEZE: b"[" * 100_000 + b"\n"},
 }
-FROZEN_TOO_SHORT: dict[str, dict[str, t.Any]] = {"thaws by itself": {THAW: 0}, "refuses to thaw": {THAW: Error("no")}}
+STATUS = "guest-fsfreeze-status"
+FROZEN_TOO_SHORT: dict[str, dict[str, t.Any]] = {
+    "thaws by itself": {THAW: 0},
+    "refuses to thaw what is thawed": {THAW: Error("no"), STATUS: "thawed"},
+}
 STUCK: dict[str, dict[str, t.Any]] = {
+    "cannot thaw": {THAW: Error("no"), STATUS: "frozen"},
     "hangs at thaw": {THAW: HANG},
     "garbage at thaw": {THAW: GARBAGE},
     "hangs up at thaw": {THAW: CLOSE},

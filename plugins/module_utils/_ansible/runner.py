@@ -99,7 +99,7 @@ async def _all(entries: list[dict[str, t.Any]], operation: VmOperation, max_para
             except BlockOpsError as exc:
                 return Outcome(changed=False, error=exc)
             except Exception as exc:
-                # A bug of ours. It ends the work on this VM, with the traceback, but must not cancel that on the others:
+                # A bug of ours. It ends the work on this VM, with the traceback, but must not cancel that on others:
                 # one of them may be frozen at this moment.
                 return Outcome(changed=False, error=Unexpected(what=repr(exc), traceback=traceback.format_exc()))
 

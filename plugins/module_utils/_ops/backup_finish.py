@@ -78,13 +78,14 @@ async def finish(session: Session, run: Run, options: BackupOptions, watcher: Wa
         raise
     except VmGone:
         # Jobs and nodes went with QEMU; the new bitmaps too, or the next run finds and removes them.
-        run.partial.remove()
+        await asyncio.to_thread(run.partial.remove)
         raise
     except BlockOpsError:
-        await unwind(session, run)
+        # Only the last flush of publishing can fail behind the rename: then it is a backup, and keeps its bitmap.
+        if run.store.catalogue().get(run.draft.id) is None:
+            await unwind(session, run)
         raise
-    await _forget(session, run)
-    return manifest
+    return await _forget(session, run, manifest)
 
 
 async def _wait(session: Session, run: Run, deadline: float | None, watcher: Watch | None) -> dict[str, Job | None]:
@@ -132,7 +133,7 @@ async def _seal(
     """Bring one image into its final state and prove it; nothing writes to it from here on."""
     record = run.draft.drives[number]
     path = run.partial.image_path(record.file)
-    space.trim(path, ends[number])
+    await asyncio.to_thread(space.trim, path, ends[number])
     own = options.ownership
     size = await asyncio.to_thread(run.partial.seal, record.file, own.uid, own.gid, own.file_mode)
     digest = await proved(path) if options.verify else None
@@ -153,20 +154,28 @@ async def _published(run: Run, drives: t.Sequence[DriveRecord], options: BackupO
     return manifest
 
 
-async def _forget(session: Session, run: Run) -> None:
+async def _forget(session: Session, run: Run, manifest: Manifest) -> Manifest:
     """After publishing: the jobs' results and the bitmaps nobody builds on any more.
 
-    The backup is safe by now, so a VM that ended meanwhile is no failure; the next run forgets the rest.
+    The backup is safe by now, so nothing here is its failure; the next run forgets the rest.
     """
-    with contextlib.suppress(VmGone):
-        await sweep(session, Scope(run.draft.repository, run.store.catalogue().manifests), files=False)
+    catalogue = run.store.catalogue()
+    scope = Scope(run.draft.repository, catalogue.manifests, unreadable=catalogue.unreadable)
+    try:
+        await sweep(session, scope, files=False)
+    except VmGone:
+        return manifest
+    except BlockOpsError as exc:
+        warning = f"Backup {manifest.id} is published, but what it no longer needs in QEMU is not all removed: {exc}"
+        return dataclasses.replace(manifest, warnings=(*manifest.warnings, warning))
+    return manifest
 
 
 async def unwind(session: Session, run: Run) -> None:
     """Undo a started backup: jobs, nodes, its bitmaps, its directory. The bitmaps before it still know every change."""
     with contextlib.suppress(VmGone):  # everything inside it goes with it
         await sweep(session, Scope(run.draft.repository, only=run_of(run.draft.id)))
-    run.partial.remove()
+    await asyncio.to_thread(run.partial.remove)
 
 
 async def end_copy(session: Session, run: Run, options: BackupOptions) -> Manifest:
@@ -178,10 +187,9 @@ async def end_copy(session: Session, run: Run, options: BackupOptions) -> Manife
         drives = await together(_seal(run, n, jobs, ends, options) for n in run.numbers)
         manifest = await _published(run, drives, options)
     except VmGone:
-        run.partial.remove()
+        await asyncio.to_thread(run.partial.remove)
         raise
     except BlockOpsError:
         await unwind(session, run)
         raise
-    await _forget(session, run)
-    return manifest
+    return await _forget(session, run, manifest)

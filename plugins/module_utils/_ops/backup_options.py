@@ -9,7 +9,9 @@ import typing as t
 from dataclasses import dataclass
 
 from .._errors import InputInvalid
+from .._repository.names import has_control_characters
 
+_LONGEST_TAG = 1024
 _EXPERT = ("top", "none", "incremental", "bitmap")
 
 
@@ -86,6 +88,9 @@ def _contradiction(options: BackupOptions) -> str | None:
 
 
 def _out_of_range(options: BackupOptions) -> str | None:
+    for tag in options.tags:
+        if not tag or len(tag) > _LONGEST_TAG or has_control_characters(tag):
+            return f"tags: {tag!r} is empty, longer than {_LONGEST_TAG} characters, or has control characters."
     if options.bandwidth is not None and options.bandwidth < 1:
         return "bandwidth must be at least 1 byte per second; omit it for no limit."
     for name, seconds in (("timeout", options.timeout), ("freeze_timeout", options.freeze_timeout)):

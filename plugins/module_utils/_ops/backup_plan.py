@@ -20,6 +20,7 @@ from .._repository.manifest import DriveRecord
 # Clusters and their tables: 8 bytes per 64 KiB in L2, 2 in refcounts, and the header, L1 and first tables.
 _METADATA_SHARE = 4096
 _METADATA_BASE = 1 << 20
+_HEADROOM = 16 << 20
 
 
 # What changed since a backup: the images from the active one down to the one backed up then, each with its bitmap.
@@ -59,6 +60,11 @@ class DrivePlan:
     def reservation(self) -> int:
         """Bytes the target may need at most, tables included."""
         return self.bytes_bound + self.bytes_bound // _METADATA_SHARE + _METADATA_BASE
+
+    @property
+    def headroom(self) -> int:
+        """Bytes that may come on top while the point in time is prepared, when there is room."""
+        return min(self.bytes_bound // 16 + _HEADROOM, max(0, self.drive.active.virtual_size - self.bytes_bound))
 
     @property
     def flat(self) -> bool:

@@ -14,16 +14,17 @@ anything else                          unwind; the bitmaps of the backup before 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import dataclass
 
 from .._block.names import run_of
-from .._errors import ManifestInvalid, VmMismatch
+from .._errors import FormatUnsupported, ManifestInvalid, VmMismatch
 from .._qmp.session import Session
 from .._repository.manifest import Manifest
 from .._repository.partial import Partial
-from .._repository.store import VmStore
+from .._repository.store import Catalogue, VmStore
 from .backup_finish import Run
 from .backup_options import Ownership
 from .leftovers import Leftovers, Scope, find, sweep
@@ -39,6 +40,7 @@ class Recovery:
     discarded: tuple[Partial, ...]
     leftovers: Leftovers
     scope: Scope
+    failures: tuple[tuple[str, str], ...] = ()
 
     @property
     def needed(self) -> bool:
@@ -48,22 +50,29 @@ class Recovery:
         """For the result: what was (or would be) cleaned up; adopted runs are reported as backups."""
         return [
             *(f"publish backup {manifest.id}, which was complete" for _partial, manifest in self.complete),
-            *(f"remove unfinished backup {partial.id}" for partial in self.discarded),
+            *(f"remove unfinished backup {partial.id}{self._why(partial)}" for partial in self.discarded),
             *(f"remove {sentence}" for sentence in self.leftovers.sentences()),
         ]
+
+    def _why(self, partial: Partial) -> str:
+        """What its job died of, for a run that nobody waited for."""
+        said = dict(self.failures).get(partial.id)
+        return "" if said is None else f" (its copy failed: {said})"
 
 
 def read_intent(store: VmStore, partial: Partial) -> Run | None:
     """The run a partial directory is about; ``None`` when its intent cannot be understood."""
-    intent = partial.read_intent() or {}
     try:
-        data = json.dumps(intent.get("manifest")).encode()
-        draft = Manifest.from_json(
-            data, partial.directory, backup_id=partial.id, vm_directory=os.path.basename(store.directory)
-        )
+        return Run(store, partial, read_draft(store, partial))
     except ManifestInvalid:
         return None
-    return Run(store, partial, draft)
+
+
+def read_draft(store: VmStore, partial: Partial) -> Manifest:
+    """The manifest a run has drafted. Raises ManifestInvalid."""
+    data = json.dumps((partial.read_intent() or {}).get("manifest")).encode()
+    directory = os.path.basename(store.directory)
+    return Manifest.from_json(data, partial.directory, backup_id=partial.id, vm_directory=directory)
 
 
 def _check_identity(vm: Vm, store: VmStore) -> None:
@@ -84,6 +93,9 @@ def plan_recovery(vm: Vm, store: VmStore, repository: str) -> Recovery:
     adopted: list[Run] = []
     complete: list[tuple[Partial, Manifest]] = []
     discarded: list[Partial] = []
+    failures: list[tuple[str, str]] = []
+    catalogue = store.catalogue()
+    refuse_newer(catalogue)
     for partial in store.partials():
         manifest = partial.read_manifest()
         run = read_intent(store, partial)
@@ -93,21 +105,34 @@ def plan_recovery(vm: Vm, store: VmStore, repository: str) -> Recovery:
             adopted.append(run)
         else:
             discarded.append(partial)
+            failures += [(partial.id, said) for said in _errors(run, vm)]
     spare = frozenset(run_of(run.draft.id) for run in adopted)
-    manifests = (*store.catalogue().manifests, *(manifest for _partial, manifest in complete))
-    scope = Scope(repository, manifests, spare=spare)
+    manifests = (*catalogue.manifests, *(manifest for _partial, manifest in complete))
+    scope = Scope(repository, manifests, spare=spare, unreadable=catalogue.unreadable)
     found = find(scope, vm.drives, vm.nodes, vm.jobs)
-    return Recovery(tuple(adopted), tuple(complete), tuple(discarded), found, scope)
+    return Recovery(tuple(adopted), tuple(complete), tuple(discarded), found, scope, tuple(failures))
+
+
+def refuse_newer(catalogue: Catalogue) -> None:
+    """A newer release works here: its backups may be what ours would have to follow. Raises FormatUnsupported."""
+    for _backup, error in catalogue.broken:
+        if isinstance(error, FormatUnsupported):
+            raise error
+
+
+def _errors(run: Run | None, vm: Vm) -> list[str]:
+    jobs = [vm.jobs.get(job) for job in run.jobs] if run is not None else []
+    return [job.error for job in jobs if job is not None and job.error is not None][:1]
 
 
 async def execute(session: Session, recovery: Recovery, own: Ownership) -> None:
     """Publish what is complete, remove what is not. The adopted runs are the caller's to finish."""
     for partial, manifest in recovery.complete:
-        partial.publish(manifest, uid=own.uid, gid=own.gid, mode=own.file_mode)
+        await asyncio.to_thread(partial.publish, manifest, uid=own.uid, gid=own.gid, mode=own.file_mode)
     if recovery.leftovers.sentences() or recovery.discarded:
         await sweep(session, recovery.scope)
     for partial in recovery.discarded:
-        partial.remove()
+        await asyncio.to_thread(partial.remove)
 
 
 def _alive(run: Run, vm: Vm) -> bool:

@@ -11,7 +11,7 @@ import typing as t
 from .._block.fitness import Fitness, Tracking, fitness
 from .._block.graph import Drive
 from .._block.names import MAX_DRIVES
-from .._errors import BitmapLost, DriveUnfit, DriveUnknown, FormatUnsupported, NoDrives
+from .._errors import BitmapLost, DriveUnfit, DriveUnknown, NoDrives
 from .._repository import chain
 from .._repository.manifest import Manifest, SkippedDrive
 from .._repository.store import Catalogue, VmStore
@@ -26,9 +26,6 @@ def plan_backup(
 ) -> BackupPlan:
     """The plan of one run. ``repository`` is ``None`` when it does not exist yet (check mode of a first run)."""
     catalogue = store.catalogue() if store is not None else Catalogue(())
-    for _backup, error in catalogue.broken:
-        if isinstance(error, FormatUnsupported):
-            raise error  # a newer release works here: its backups may be what ours would have to follow
     chosen, skipped = select_drives(vm, entry, options)
     plans = []
     for drive in chosen:

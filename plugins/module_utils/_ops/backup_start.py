@@ -9,6 +9,7 @@ nothing but one transaction.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import time
@@ -16,6 +17,7 @@ import typing as t
 from datetime import datetime, timezone
 
 from .._block.names import bitmap_name, object_name
+from .._errors import NoSpace
 from .._guest.guard import ThawGuard
 from .._qmp.nodes import TargetImage, TargetNames, attach_target
 from .._qmp.schema import Schema
@@ -75,11 +77,22 @@ async def attach(session: Session, plan: BackupPlan, partial: Partial, repositor
                 compression="zstd" if options.compress else None,
             )
             await attach_target(session, target_names(repository, partial.id, number), fd, image)
-            if not options.compress:
-                what = f"The backup of drive {drive.drive.name} of VM {plan.vm_name}"
-                space.reserve(fd, drive.reservation, partial.image_path(file), what)
+            what = f"The backup of drive {drive.drive.name} of VM {plan.vm_name}"
+            await asyncio.to_thread(_reserve, fd, drive, partial.image_path(file), what)
         finally:
             os.close(fd)
+
+
+def _reserve(fd: int, drive: DrivePlan, path: str, what: str) -> None:
+    """Room for the copy, with some more for what the guest writes until the point in time. Sealing gives back the rest.
+
+    Also for compressed images: what does not compress is stored plain, and a target that fills up in the middle can
+    fail a guest's write.
+    """
+    try:
+        space.reserve(fd, drive.reservation + drive.headroom, path, what)
+    except NoSpace:
+        space.reserve(fd, drive.reservation, path, what)
 
 
 def transaction(
@@ -90,7 +103,12 @@ def transaction(
     for number, drive in enumerate(plan.drives):
         actions += _bitmap_actions(drive, repository, backup, number)
         actions.append(_backup_action(drive, repository, backup, number, options, schema, speed))
-    return Command("transaction", {"actions": actions})
+    arguments: dict[str, t.Any] = {"actions": actions}
+    if any(drive.bitmap for drive in plan.drives):
+        # An expert's bitmap is cleared by QEMU when its copy succeeds, so all copies must succeed or none. (QEMU takes
+        # no bitmap actions into such a transaction; our own bitmaps need none of this, they are only read.)
+        arguments["properties"] = {"completion-mode": "grouped"}
+    return Command("transaction", arguments)
 
 
 def _bitmap_actions(drive: DrivePlan, repository: str, backup: str, number: int) -> list[dict[str, t.Any]]:
@@ -189,11 +207,16 @@ def _record(plan: DrivePlan) -> DriveRecord:
 
 
 async def take_point(
-    session: Session, plan: BackupPlan, command: Command, options: BackupOptions, guard: ThawGuard | None
-) -> Frozen:
+    session: Session,
+    plan: BackupPlan,
+    command: Command,
+    options: BackupOptions,
+    guard: ThawGuard | None,
+    frozen: Frozen,
+) -> None:
     """Freeze (when asked and possible), start all jobs in one transaction, thaw. Raises what any of them raises.
 
-    The guest is thawed whatever happens; see quiesce.
+    The guest is thawed whatever happens, and ``frozen`` tells what became of it; see quiesce.
     """
     async with quiesced(
         plan.vm_name,
@@ -203,10 +226,10 @@ async def take_point(
         budget=options.freeze_timeout,
         timeout=options.timeout,
         guard=guard,
-    ) as frozen:
+        frozen=frozen,
+    ):
         frozen.point = datetime.now(timezone.utc)
         before = time.monotonic()
         left = max(_LEAST_WINDOW, frozen.until - before)  # the freeze itself has used up some of its time
         await session.execute(command, timeout=left if frozen.held else None)
         frozen.transaction_ms = (time.monotonic() - before) * 1000
-    return frozen

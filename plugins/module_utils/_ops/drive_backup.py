@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import time
 import typing as t
 from datetime import datetime, timezone
 
-from .._errors import BlockOpsError, GuestFrozen, InputInvalid, RepositoryMissing
+from .._errors import BlockOpsError, CopyRunning, GuestFrozen, InputInvalid, RepositoryMissing
 from .._guest.guard import ThawGuard
 from .._qmp.jobs import watch
 from .._qmp.schema import read_schema
@@ -96,7 +98,7 @@ class DriveBackup:
         if self._options.state != "present":
             return backup_report.recovery_planned(vm, recovery, self._options.state)
         store = store.expecting(manifest for _partial, manifest in recovery.complete)
-        if self._satisfied(recovery):
+        if self._satisfied(vm, entry, recovery):
             return backup_report.adoption_planned(vm, store, recovery)
         fresh = self._fresh(vm, entry, store)
         if fresh is not None:
@@ -117,11 +119,13 @@ class DriveBackup:
         vm = await read_vm(session, entry.name)
         recovery = await self._recover(session, vm, store, repository)
         for run in recovery.adopted:
-            if not self._ends(run):
+            if self._options.wait and run.draft.sync == "none":
+                raise CopyRunning(vm=vm.name, backup=run.draft.id)
+            if not self._options.wait:
                 return backup_report.running(vm, store, run, recovery.sentences())
             await self._bandwidth.adopt(session, list(run.jobs))
             manifest = await finish(session, run, self._options)
-            if self._satisfied(recovery):
+            if self._satisfied(vm, entry, recovery):
                 return backup_report.published(vm, store, manifest, recovery, started, adopted=True)
         if recovery.needed:
             vm = await read_vm(session, entry.name)
@@ -136,43 +140,60 @@ class DriveBackup:
     async def _run(
         self, session: Session, vm: Vm, plan: BackupPlan, store: VmStore, recovery: Recovery, started: float
     ) -> Outcome:
-        repository = recovery.scope.repository
-        now = datetime.now(timezone.utc)
-        partial = store.begin(new_backup_id(now, os.urandom(4).hex()), *self._options.ownership.directory)
+        options, frozen = self._options, Frozen()
+        run = await asyncio.to_thread(self._begin, vm, plan, store, recovery.scope.repository)
         try:
-            run = Run(store, partial, with_version(draft(plan, partial, repository, self._options, now), vm))
+            with watch(session) as watcher:
+                run = await self._start(session, plan, run, frozen)
+                if options.wait:
+                    manifest = await finish(session, run, options, watcher)
+        except BlockOpsError as exc:
+            if frozen.still_frozen:
+                raise GuestFrozen(vm=vm.name, socket=plan.agent_socket, besides=f" Besides: {exc}") from exc
+            raise
+        done, sent = recovery.sentences(), session.sent
+        if options.wait:
+            outcome = backup_report.published(vm, store, manifest, recovery, started, frozen=frozen, sent=sent)
+        else:
+            outcome = backup_report.running(vm, store, run, done, frozen=frozen, sent=sent)
+        if frozen.still_frozen:
+            error = GuestFrozen(vm=vm.name, socket=plan.agent_socket, besides="")
+            return dataclasses.replace(outcome, error=error)
+        return outcome
+
+    def _begin(self, vm: Vm, plan: BackupPlan, store: VmStore, repository: str) -> Run:
+        """The partial directory with the saved definition, and the manifest as far as it is known.
+
+        It is read back as the run that adopts it would: what no reader accepts must fail before anything is copied.
+        """
+        now, own = datetime.now(timezone.utc), self._options.ownership
+        partial = store.begin(new_backup_id(now, os.urandom(4).hex()), *own.directory)
+        try:
+            manifest = with_version(draft(plan, partial, repository, self._options, now), vm)
+            partial.write_intent({"manifest": backup_report.plain(manifest)})
+            backup_recovery.read_draft(store, partial)
         except BlockOpsError:
             partial.remove()
             raise
-        with watch(session) as watcher:
-            run, frozen = await self._start(session, plan, run)
-            if not self._options.wait:
-                return backup_report.running(vm, store, run, recovery.sentences(), frozen=frozen, sent=session.sent)
-            manifest = await finish(session, run, self._options, watcher)
-        outcome = backup_report.published(vm, store, manifest, recovery, started, frozen=frozen, sent=session.sent)
-        if frozen.still_frozen:
-            error = GuestFrozen(vm=vm.name, socket=plan.agent_socket)
-            return Outcome(True, outcome.result, outcome.before, outcome.after, outcome.warnings, error)
-        return outcome
+        return Run(store, partial, manifest)
 
-    async def _start(self, session: Session, plan: BackupPlan, run: Run) -> tuple[Run, Frozen]:
+    async def _start(self, session: Session, plan: BackupPlan, run: Run, frozen: Frozen) -> Run:
         """Attach everything, take the point in time, and record it. A failure is unwound before it is raised."""
         options, draft_ = self._options, run.draft
         try:
-            run.partial.write_intent({"manifest": backup_report.plain(draft_)})
             schema = await read_schema(session)
             await attach(session, plan, run.partial, draft_.repository, options)
             jobs = [job_id(draft_.repository, draft_.id, number) for number in run.numbers]
             speed = await self._bandwidth.join(session, jobs)
             command = transaction(plan, draft_.repository, draft_.id, options, schema, speed)
-            frozen = await take_point(session, plan, command, options, self._guard)
+            await take_point(session, plan, command, options, self._guard, frozen)
             run = run.at_point(frozen)
             run.partial.write_intent({"manifest": backup_report.plain(run.draft)})
             await self._bandwidth.begun(session, speed)
         except BlockOpsError:
             await unwind(session, run)
             raise
-        return run, frozen
+        return run
 
     async def _recover(self, session: Session, vm: Vm, store: VmStore, repository: str) -> Recovery:
         recovery = backup_recovery.plan_recovery(vm, store, repository)
@@ -217,21 +238,23 @@ class DriveBackup:
         """Whether an adopted run is waited for. A sync=none copy ends by state=cancelled only."""
         return self._options.wait and run.draft.sync != "none"
 
-    def _satisfied(self, recovery: Recovery) -> bool:
-        """Whether the last adopted run is the backup that was asked for: of that level, and not of yesterday."""
+    def _satisfied(self, vm: Vm, entry: VmEntry, recovery: Recovery) -> bool:
+        """Whether the last adopted run is what was asked for: the level, all the drives, and not of yesterday."""
         if not recovery.adopted or self._options.expert:
             return False
         point, age = recovery.adopted[-1].draft, self._options.max_age
         if age is not None and not is_younger(point, datetime.now(timezone.utc), age):
             return False
-        return self._options.level in ("auto", point.level)
+        wanted = {drive.name for drive in select_drives(vm, entry, self._options)[0]}
+        whole = {drive.name for drive in point.drives if drive.standalone}
+        level = "auto" if point.level != "copy" else None
+        return wanted <= whole and self._options.level in (level, point.level)
 
     def _preflight(self, plan: BackupPlan, path: str) -> None:
         """Refuse before anything is touched when the target cannot hold what may be copied."""
-        if not self._options.compress:
-            existing = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
-            needed = sum(drive.reservation for drive in plan.drives)
-            space.require(existing, needed, f"The {plan.level} backup of VM {plan.vm_name}")
+        existing = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
+        needed = sum(drive.reservation for drive in plan.drives)
+        space.require(existing, needed, f"The {plan.level} backup of VM {plan.vm_name}")
         backup_report.check_source_space(plan)
 
 

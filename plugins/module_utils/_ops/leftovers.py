@@ -45,13 +45,15 @@ class Leftovers:
 class Scope:
     """Whose leftovers count: of ``repository``, of the run ``only`` or of all runs but those in ``spare``.
 
-    Bitmaps that a backup in ``manifests`` needs are kept in any case.
+    Bitmaps that a backup in ``manifests`` needs are kept in any case, and so are those of backups whose manifest is
+    ``unreadable`` at the moment.
     """
 
     repository: str
     manifests: tuple[Manifest, ...] = ()
     only: str | None = None
     spare: frozenset[str] = frozenset()
+    unreadable: frozenset[str] = frozenset()
 
     def covers(self, run: str) -> bool:
         return run == self.only if self.only is not None else run not in self.spare
@@ -82,7 +84,7 @@ def followed_backups(scope: Scope, drive: str) -> set[str]:
         chain.newest_with_drive(scope.manifests, drive),
         chain.newest_full_of_drive(scope.manifests, drive),
     )
-    return {manifest.id for manifest in followed if manifest is not None}
+    return {manifest.id for manifest in followed if manifest is not None} | scope.unreadable
 
 
 def _followed(name: str) -> str | None:

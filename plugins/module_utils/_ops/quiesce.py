@@ -25,7 +25,9 @@ _THAW_TRIES = 3
 
 @dataclass
 class Frozen:
-    """What became of a freeze: ``held`` while the guest is frozen for us, ``still_frozen`` when it would not thaw.
+    """What became of a freeze: ``held`` while the guest is frozen for us, ``still_frozen`` when it may not have thawed.
+
+    ``refused``: the agent would not freeze it.
 
     ``until`` (time.monotonic) is when the budget of a held freeze is used up. ``freeze_ms`` is the window from the
     freeze's order to the thaw's answer.
@@ -38,6 +40,7 @@ class Frozen:
     held: bool = False
     until: float = 0.0
     still_frozen: bool = False
+    refused: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -51,26 +54,27 @@ async def quiesced(
     budget: float,
     timeout: float,
     guard: ThawGuard | None,
-) -> t.AsyncIterator[Frozen]:
+    frozen: Frozen,
+) -> t.AsyncIterator[None]:
     """Hold the guest frozen for the block, as far as ``mode`` (required, try, off) asks and the guest can.
 
     ``budget``: seconds the guest may be frozen at most. Raises QuiesceFailed with mode ``required``, before the block.
+    What became of it is noted in ``frozen``, also when the block raises.
     """
-    frozen = Frozen()
     agent, started = None, time.monotonic()
     if mode != "off":
         try:
-            agent, started = await _freeze(agent_socket, running, budget, timeout, guard)
+            agent, started = await _freeze(agent_socket, running, budget, timeout, guard, frozen)
         except BlockOpsError as exc:
             if mode == "required":
                 raise QuiesceFailed(vm=vm, reason=str(exc)) from exc
             frozen.warnings.append(f"The backup is crash consistent only: {exc}")
     if agent is None or agent_socket is None:
-        yield frozen
+        yield
         return
     frozen.held, frozen.until = True, started + budget
     try:
-        yield frozen
+        yield
     finally:
         # Shielded: a cancelled task (a time-out, Ctrl-C) thaws as well.
         await asyncio.shield(_thaw(agent, agent_socket, started, budget, timeout, guard, frozen))
@@ -83,7 +87,7 @@ class NotFreezable(BlockOpsError):
 
 
 async def _freeze(
-    agent_socket: str | None, running: bool, budget: float, timeout: float, guard: ThawGuard | None
+    agent_socket: str | None, running: bool, budget: float, timeout: float, guard: ThawGuard | None, frozen: Frozen
 ) -> tuple[Agent, float]:
     if agent_socket is None:
         raise NotFreezable(reason="no agent_socket is given and QEMU has no channel for a guest agent")
@@ -99,9 +103,13 @@ async def _freeze(
             raise AgentUnusable(socket=agent_socket, reason=f"answered guest-fsfreeze-freeze with {count!r}")
         if count == 0:
             raise NotFreezable(reason="the guest agent froze no file system")
-    except BlockOpsError:
+    except BlockOpsError as exc:
         # The order may have arrived although its answer did not, or only a part of the file systems is frozen.
-        await asyncio.shield(_thaw(agent, agent_socket, started, budget, timeout, guard, Frozen()))
+        undone = Frozen(refused=isinstance(exc, AgentRefused))
+        await asyncio.shield(_thaw(agent, agent_socket, started, budget, timeout, guard, undone))
+        if undone.still_frozen:
+            frozen.still_frozen = True
+            frozen.warnings += undone.warnings
         raise
     return agent, started
 
@@ -111,19 +119,19 @@ async def _thaw(
 ) -> None:
     """Thaw, on a new connection when the old one is of no use, and judge what the point in time was worth."""
     try:
-        thawed = await _thaw_once(agent, timeout)
+        thawed = await _thaw_once(agent, timeout, frozen)
     finally:
         agent.close()  # first: the channel serves one client, so a second connection would wait for this one
     for _try in range(_THAW_TRIES - 1):
         if thawed is None:
-            thawed = await _thaw_anew(path, timeout)
+            thawed = await _thaw_anew(path, timeout, frozen)
     window = time.monotonic() - started
     frozen.freeze_ms = round(window * 1000, 1)
     if thawed is None:
         frozen.still_frozen = True
         frozen.warnings.append(
-            f"THE GUEST MAY STILL BE FROZEN: its agent did not answer guest-fsfreeze-thaw on {path}. It is tried again "
-            "in the background; if the guest hangs, reset the agent inside it or the VM."
+            f"THE GUEST MAY STILL BE FROZEN: its agent did not confirm guest-fsfreeze-thaw on {path}. It is tried "
+            "again in the background; if the guest hangs, reset the agent inside it or the VM."
         )
         return
     if guard is not None:
@@ -139,23 +147,34 @@ async def _thaw(
         frozen.consistency = "filesystem"
 
 
-async def _thaw_once(agent: Agent, timeout: float) -> int | None:
-    """How many file systems the agent thawed; ``None`` when it gave no usable answer."""
+async def _thaw_once(agent: Agent, timeout: float, frozen: Frozen) -> int | None:
+    """How many file systems the agent thawed; ``None`` when the guest may still be frozen."""
     try:
         count = await agent.call("guest-fsfreeze-thaw", timeout)
     except AgentRefused:
-        return 0
+        return await _thawed_already(agent, timeout, frozen)
     except AgentUnusable:
         return None
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-async def _thaw_anew(path: str, timeout: float) -> int | None:
+async def _thawed_already(agent: Agent, timeout: float, frozen: Frozen) -> int | None:
+    """What a refused thaw means: nothing is frozen any more, or the agent cannot thaw. Its status tells."""
+    try:
+        status = await agent.call("guest-fsfreeze-status", timeout)
+    except AgentRefused:
+        return 0 if frozen.refused else None  # an agent without these commands has not frozen anything either
+    except AgentUnusable:
+        return None
+    return 0 if status == "thawed" else None
+
+
+async def _thaw_anew(path: str, timeout: float, frozen: Frozen) -> int | None:
     try:
         agent = await Agent.open(path, timeout)
     except AgentUnusable:
         return None
     try:
-        return await _thaw_once(agent, timeout)
+        return await _thaw_once(agent, timeout, frozen)
     finally:
         agent.close()

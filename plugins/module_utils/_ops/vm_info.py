@@ -60,7 +60,11 @@ class VmInfo:
             return {"reachable": False, "reason": str(exc)}
         finally:
             agent.close()
-        return {"reachable": True, "version": info.get("version") if isinstance(info, dict) else None, "frozen": frozen == "frozen"}
+        return {
+            "reachable": True,
+            "version": info.get("version") if isinstance(info, dict) else None,
+            "frozen": frozen == "frozen",
+        }
 
 
 def describe(vm: Vm, agent_socket: str | None, agent: dict[str, t.Any]) -> dict[str, t.Any]:

@@ -23,6 +23,7 @@ Broken = t.Mapping[str, BlockOpsError]
 LATEST = "latest"
 BEFORE = "before:"
 _KNOWN_SHOWN = 10
+_CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 def ordered(manifests: t.Iterable[Manifest]) -> tuple[Manifest, ...]:
@@ -171,5 +172,9 @@ def next_sequence(manifests: t.Iterable[Manifest]) -> int:
 
 
 def is_younger(manifest: Manifest, now: datetime, age: float) -> bool:
-    """True when the point in time of ``manifest`` is less than ``age`` seconds before ``now`` (an aware datetime)."""
-    return now - manifest.point < timedelta(seconds=age)
+    """True when the point in time of ``manifest`` is less than ``age`` seconds before ``now`` (an aware datetime).
+
+    A point in the future was made when the clock was wrong, and says nothing of its age; clocks of two hosts may differ
+    by a little.
+    """
+    return -_CLOCKS_DIFFER < now - manifest.point < timedelta(seconds=age)

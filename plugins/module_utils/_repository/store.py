@@ -66,6 +66,11 @@ class Catalogue:
     manifests: tuple[Manifest, ...]
     broken: tuple[tuple[str, BlockOpsError], ...] = ()
 
+    @property
+    def unreadable(self) -> frozenset[str]:
+        """Ids of the backups whose manifest was refused: nobody knows what builds on them."""
+        return frozenset(backup for backup, _error in self.broken)
+
     def get(self, backup_id: str) -> Manifest | None:
         return next((manifest for manifest in self.manifests if manifest.id == backup_id), None)
 

@@ -172,11 +172,11 @@ def without_twins(pairs: list[tuple[dict[str, t.Any], Outcome]]) -> list[tuple[d
         if "process" not in outcome.result:
             continue
         pid = outcome.result["process"]["pid"]
-        if _identity(first.setdefault(pid, outcome)) != _identity(outcome):
+        if first.setdefault(pid, outcome).result["uuid"] != outcome.result["uuid"]:
             shared.add(pid)
     # In a container every QEMU may have pid 0, and sockets may have been made by somebody else than QEMU (systemd, a
     # manager): a process that seems to be several VMs tells nothing.
-    first = {pid: outcome for pid, outcome in first.items() if pid > 1 and pid not in shared and _identity(outcome)[0]}
+    first = {pid: outcome for pid, outcome in first.items() if pid > 1 and pid not in shared and outcome.result["uuid"]}
     answer: list[tuple[dict[str, t.Any], Outcome]] = []
     for entry, outcome in pairs:
         kept = first.get(_pid(outcome), outcome)
@@ -185,10 +185,6 @@ def without_twins(pairs: list[tuple[dict[str, t.Any], Outcome]]) -> list[tuple[d
         else:
             kept.result["warnings"].append(f"The VM has another monitor on {entry['socket']}.")
     return answer
-
-
-def _identity(outcome: Outcome) -> tuple[str | None, str | None]:
-    return outcome.result["uuid"], outcome.result["name"]
 
 
 def _pid(outcome: Outcome) -> int:

@@ -44,9 +44,9 @@ class TargetImage:
 
 async def attach_target(session: Session, names: TargetNames, fd: int, image: TargetImage) -> None:
     """Format the open, empty file as qcow2 and attach it. The descriptor stays the caller's."""
+    cache = {"direct": made_direct(fd)}
     passed = await session.pass_file(fd, names.file)
     file_name = f"/dev/fdset/{passed}"
-    cache = {"direct": takes_direct_io(fd)}
     await session.command("blockdev-add", driver="file", node_name=names.file, filename=file_name, cache=cache)
     options: dict[str, t.Any] = {"driver": "qcow2", "file": names.file, "size": image.virtual_size}
     if image.backing is not None:
@@ -90,15 +90,15 @@ async def remove_bitmaps(session: Session, doomed: t.Sequence[tuple[str, str]]) 
             raise CommandFailed(command="block-dirty-bitmap-remove", about=f" for {name}", said=said)
 
 
-def takes_direct_io(fd: int) -> bool:
-    """Whether the file can be written past the page cache (cache.direct): tmpfs and some network ones cannot.
+def made_direct(fd: int) -> bool:
+    """Have the file written past the page cache (cache.direct) if it can be: tmpfs and some network ones cannot.
 
-    Direct writes are twice as fast for a backup and leave the host's cache to the guests.
+    Direct writes are twice as fast for a backup and leave the host's cache to the guests. The flag has to be on the
+    descriptor before it is passed: newer QEMUs (10.0, not 7.2) take only one whose flags are those they open with.
     """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
     except OSError:
         return False
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
     return True

@@ -153,7 +153,7 @@ class BitmapLost(BlockOpsError):
 
 class QuiesceFailed(BlockOpsError):
     template = "The guest of VM {vm} could not be frozen: {reason}."
-    advice = "quiesce=required forbids a backup without it. The guest was told to thaw."
+    advice = "quiesce=required forbids going on without it. The guest was told to thaw."
 
 
 class GuestFrozen(BlockOpsError):

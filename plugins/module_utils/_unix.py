@@ -18,6 +18,25 @@ class NotASocket(OSError):
     """The path is something else."""
 
 
+class Claim:
+    """A claim on one thing of this host that ends with the process, however that ends. ``close()`` gives it back.
+
+    An abstract UNIX socket address: the kernel lets one process have it, and leaves no file behind.
+    """
+
+    def __init__(self, name: str) -> None:
+        """:raise OSError: another process has it (EADDRINUSE)."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.bind(f"\0blockops.qemu/{name}")
+        except OSError:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 async def connect_unix(path: str, deadline: float) -> socket.socket:
     """A connected, non-blocking UNIX socket. Raises TimeoutError at ``deadline`` (time.monotonic), else OSError.
 

@@ -13,7 +13,8 @@ author:
   - blockops.qemu contributors (@blockops)
 description:
   - Finds the VMs of a hypervisor by the QMP sockets of their QEMU processes and describes each, with its state,
-    drives, image chains, dirty bitmaps, jobs, guest agent, and what deserves attention.
+    drives, image chains, dirty bitmaps, jobs, guest agent, and what deserves attention, such as a drive that a cold
+    start would boot from an older image.
   - A socket that is dead, busy, not permitted or not QMP is reported with an C(error) for that VM, within O(timeout).
     It never makes this module fail or hang.
   - Its result RV(vms) can be given as O(vms) to the other modules as it is.
@@ -145,6 +146,18 @@ vms:
       type: list
       elements: str
       returned: success
+    boot_drift:
+      description:
+        - Drives whose active image is not the one that the command line of the QEMU process names. Started again with
+          the same command line, the VM would boot the old image, without what was written since. Null when the command
+          line cannot be read; drives from a file of C(-readconfig) are not known.
+      type: list
+      elements: dict
+      returned: success
+      contains:
+        drive: {description: The drive's name., type: str, returned: always}
+        old: {description: The image the drive was started with., type: str, returned: always}
+        new: {description: The image it runs on., type: str, returned: always}
     warnings: {description: What deserves attention., type: list, elements: str, returned: success}
 error:
   description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data about it.

@@ -53,11 +53,13 @@ def run_vms(
     entries: Entries | None = None,
     arrange: t.Callable[[Pairs], Pairs] | None = None,
     failing: bool = True,
+    together: bool = False,
 ) -> t.NoReturn:
     """Prepare an operation, run it on every entry of ``vms``, at most ``max_parallel`` at a time, and end the module.
 
     One failing VM never stops the others; the module fails at the end and names those that failed, unless
     ``failing`` is false (readers report what they could not reach and go on). ``arrange`` may drop or reorder results.
+    ``together``: the VMs wait for each other, so all of them run at a time.
     """
     entries = module.params["vms"] if entries is None else entries
     try:
@@ -65,7 +67,8 @@ def run_vms(
         operation = prepare()
     except BlockOpsError as exc:
         module.fail_json(msg=str(exc), error=exc.to_result())
-    outcomes = asyncio.run(_all(entries, operation, module.params["max_parallel"]))
+    parallel = len(entries) if together else module.params["max_parallel"]
+    outcomes = asyncio.run(_all(entries, operation, max(1, parallel)))
     pairs = list(zip(entries, outcomes))
     _exit_vms(module, arrange(pairs) if arrange else pairs, failing=failing)
 

@@ -46,10 +46,24 @@ class Bitmap:
 
 
 @dataclass(frozen=True)
+class InternalSnapshot:
+    """A snapshot inside an image (QAPI: SnapshotInfo). ``vm_state_size`` is bytes, of the memory that is kept with it.
+
+    QEMU gives an ``id`` that is unique in the image; several may have one name. ``date`` is seconds since 1970.
+    """
+
+    id: str
+    name: str
+    vm_state_size: int
+    date: int
+
+
+@dataclass(frozen=True)
 class Layer:
     """One image of a chain, as a node of the block graph. Sizes in bytes; ``allocated`` is what it occupies.
 
-    ``driver`` is its format (qcow2, raw), ``protocol`` what it lies on (file, host_device, nbd).
+    ``driver`` is its format (qcow2, raw), ``protocol`` what it lies on (file, host_device, nbd). ``direct``,
+    ``no_flush`` and ``detect_zeroes`` are how QEMU was told to open it (QAPI: BlockDeviceInfo).
     """
 
     node: str
@@ -65,6 +79,10 @@ class Layer:
     encrypted: bool
     cluster_size: int
     bitmaps: tuple[Bitmap, ...]
+    direct: bool = False
+    no_flush: bool = False
+    detect_zeroes: str = "off"
+    snapshots: tuple[InternalSnapshot, ...] = ()
 
     def bitmap(self, name: str) -> Bitmap | None:
         return next((bitmap for bitmap in self.bitmaps if bitmap.name == name), None)
@@ -98,6 +116,11 @@ class Drive:
     @property
     def empty(self) -> bool:
         return not self.layers
+
+    @property
+    def root(self) -> str:
+        """The node its device is attached to: the topmost filter, or the active image itself."""
+        return self.filters[0] if self.filters else self.active.node
 
 
 def parse_drives(
@@ -212,6 +235,10 @@ def _layer(node: Raw, storage: Raw, directory: str | None) -> Layer:
         encrypted=bool(node.get("encrypted") or image.get("encrypted")),
         cluster_size=image.get("cluster-size", 65536),
         bitmaps=tuple(_bitmap(raw) for raw in node.get("dirty-bitmaps", ()) if raw.get("name")),
+        direct=node["cache"]["direct"],
+        no_flush=node["cache"]["no-flush"],
+        detect_zeroes=node["detect_zeroes"],
+        snapshots=tuple(_snapshot(raw) for raw in image.get("snapshots", ())),
     )
 
 
@@ -232,3 +259,7 @@ def _bitmap(raw: Raw) -> Bitmap:
         persistent=raw["persistent"],
         inconsistent=raw.get("inconsistent", False),
     )
+
+
+def _snapshot(raw: Raw) -> InternalSnapshot:
+    return InternalSnapshot(raw["id"], raw["name"], raw["vm-state-size"], raw["date-sec"])

@@ -10,15 +10,21 @@ that, the next one's ``.2``: so it shows when an image in between was dropped, a
 Nodes, jobs and short-lived bitmaps of one run are ``bo-<repository id>-<last 8 digits of the backup id>-<drive
 number>-<role>``, at most 31 bytes, which is QEMU's limit for node names. The repository id keeps two repositories of
 one VM out of each other's way.
+
+Overlays of snapshots stay for long and have names of their own: ``bos-<8 digits of a hash of snapshot and drive>-<n>``;
+jobs and short-lived nodes that work on them end with a role instead of the number.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+import typing as t
 from dataclasses import dataclass
 
 _BITMAP = re.compile(r"bo-([0-9a-f]{8})-(\d{8}T\d{6}Z-[0-9a-f]{8})(?:\.([1-9]\d{0,3}))?")
 _OBJECT = re.compile(r"bo-([0-9a-f]{8})-([0-9a-f]{8})-(\d{1,2})-([a-z]{1,7})")
+_SNAPSHOT = re.compile(r"bos-[0-9a-f]{8}-(\d+|[a-z]{1,7})")
 
 # At most this many drives of one VM fit into the two digits.
 MAX_DRIVES = 100
@@ -68,4 +74,23 @@ def run_of(backup: str) -> str:
 
 def is_ours(name: str) -> bool:
     """Whether a name has the shape of ours, whatever the repository."""
-    return parse_bitmap(name) is not None or parse_object(name) is not None
+    return parse_bitmap(name) is not None or parse_object(name) is not None or of_snapshot(name)
+
+
+def snapshot_object(snapshot: str, drive: str, role: str) -> str:
+    """Name of a job or a short-lived node that works on one snapshot of one drive; a next run finds it again by that."""
+    digest = hashlib.sha256(f"{snapshot}\0{drive}".encode()).hexdigest()
+    return f"bos-{digest[:8]}-{role}"
+
+
+def overlay_node(snapshot: str, drive: str, taken: t.Container[str]) -> str:
+    """A free node name for an overlay; after a revert the old one and the new are there at the same time."""
+    number = 1
+    while snapshot_object(snapshot, drive, str(number)) in taken:
+        number += 1
+    return snapshot_object(snapshot, drive, str(number))
+
+
+def of_snapshot(name: str) -> bool:
+    """Whether a node or job was made by work on snapshots."""
+    return _SNAPSHOT.fullmatch(name) is not None

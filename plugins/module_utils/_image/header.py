@@ -23,13 +23,13 @@ _EXTENSION = struct.Struct(">II")
 _V2_LENGTH = 72
 _LIMIT = 1 << 21  # header, extensions and backing name lie in the first cluster, 2 MiB at most
 _LONGEST_NAME = 1023
-_BACKING_FORMAT = 0xE2792ACA
+_BACKING_FORMAT, _DATA_FILE_NAME = 0xE2792ACA, 0x44415441
 _DIRTY, _CORRUPT, _DATA_FILE = 1, 2, 4
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a qcow2 header says; ``virtual_size`` in bytes."""
+    """What a qcow2 header says; ``virtual_size`` in bytes. ``data_file_name`` is where the data is, if not in here."""
 
     version: int
     virtual_size: int
@@ -38,6 +38,7 @@ class Header:
     encrypted: bool
     data_file: bool
     corrupt: bool
+    data_file_name: str | None = None
 
 
 def read_header(path: str) -> Header:
@@ -75,14 +76,17 @@ def _parse(path: str, data: bytes) -> Header:
         if len(data) < _V2_LENGTH + _FEATURES.size:
             raise ImageInvalid(path=path, reason="its header is cut off")
         features, _compatible, _autoclear, _order, header_length = _FEATURES.unpack_from(data, _V2_LENGTH)
+    extensions = _extensions(path, data, header_length)
+    backing_format, data_file = extensions.get(_BACKING_FORMAT), extensions.get(_DATA_FILE_NAME)
     return Header(
         version=version,
         virtual_size=size,
         backing_file=_backing(path, data, offset, length),
-        backing_format=_backing_format(path, data, header_length),
+        backing_format=None if backing_format is None else backing_format.decode("ascii", "replace"),
         encrypted=crypt != 0,
         data_file=bool(features & _DATA_FILE),
         corrupt=bool(features & _CORRUPT),
+        data_file_name=None if data_file is None else os.fsdecode(data_file),
     )
 
 
@@ -94,16 +98,16 @@ def _backing(path: str, data: bytes, offset: int, length: int) -> str | None:
     return os.fsdecode(data[offset : offset + length])
 
 
-def _backing_format(path: str, data: bytes, position: int) -> str | None:
-    """Walk the header extensions up to the end marker."""
+def _extensions(path: str, data: bytes, position: int) -> dict[int, bytes]:
+    """The header extensions up to the end marker; of two of one kind the first."""
+    found: dict[int, bytes] = {}
     while position + _EXTENSION.size <= len(data):
         kind, length = _EXTENSION.unpack_from(data, position)
         position += _EXTENSION.size
         if kind == 0:
-            return None
+            break
         if position + length > len(data):
             raise ImageInvalid(path=path, reason="a header extension is longer than the header")
-        if kind == _BACKING_FORMAT:
-            return data[position : position + length].decode("ascii", "replace")
+        found.setdefault(kind, data[position : position + length])
         position += (length + 7) & ~7
-    return None
+    return found

@@ -68,7 +68,7 @@ async def quiesced(
         except BlockOpsError as exc:
             if mode == "required":
                 raise QuiesceFailed(vm=vm, reason=str(exc)) from exc
-            frozen.warnings.append(f"The backup is crash consistent only: {exc}")
+            frozen.warnings.append(f"The point in time is crash consistent only: {exc}")
     if agent is None or agent_socket is None:
         yield
         return
@@ -137,9 +137,7 @@ async def _thaw(
     if guard is not None:
         guard.thawed(path)
     if thawed == 0:
-        frozen.warnings.append(
-            "The guest thawed by itself before the point in time; the backup is crash consistent only."
-        )
+        frozen.warnings.append("The guest thawed by itself before the point in time, which is crash consistent only.")
     elif window > budget:
         frozen.warnings.append(f"The guest was frozen for {window:.1f} s, longer than freeze_timeout ({budget:g} s).")
         frozen.consistency = "filesystem"

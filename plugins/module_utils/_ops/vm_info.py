@@ -15,6 +15,7 @@ from .._block.names import is_ours, parse_bitmap, parse_object
 from .._errors import BlockOpsError
 from .._guest.agent import Agent
 from ._outcome import Outcome
+from .cold_boot import Drift, drifts, read_startup
 from .vm import Vm, VmEntry, find_agent, read_vm, session_for
 
 # From here on reading gets slower and a restart takes longer; it is also a sign that nobody prunes.
@@ -41,7 +42,9 @@ class VmInfo:
             vm = await read_vm(session, entry.name)
             agent_socket = entry.agent_socket or await find_agent(session)
         agent = await self._ask_agent(vm, agent_socket)
-        return Outcome(False, describe(vm, agent_socket, agent))
+        startup, _reason = read_startup(vm.process)
+        drift = None if startup is None else drifts(startup, vm.drives)
+        return Outcome(False, describe(vm, agent_socket, agent, drift))
 
     async def _ask_agent(self, vm: Vm, socket: str | None) -> dict[str, t.Any]:
         """Whether the agent answers, its version, and whether the guest is frozen at this moment."""
@@ -67,8 +70,10 @@ class VmInfo:
         }
 
 
-def describe(vm: Vm, agent_socket: str | None, agent: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The description of one VM, as documented in RETURN of qmp_vm_info."""
+def describe(
+    vm: Vm, agent_socket: str | None, agent: dict[str, t.Any], drift: t.Sequence[Drift] | None
+) -> dict[str, t.Any]:
+    """The description of one VM, as documented in RETURN of qmp_vm_info. ``drift`` is ``None`` when nobody can tell."""
     return {
         "name": vm.name,
         "agent_socket": agent_socket,
@@ -81,7 +86,8 @@ def describe(vm: Vm, agent_socket: str | None, agent: dict[str, t.Any]) -> dict[
         "drives": [_drive(drive) for drive in vm.drives],
         "jobs": [{**job.to_result(), "ours": is_ours(job.id)} for job in vm.jobs.values()],
         "leftovers": _leftovers(vm),
-        "warnings": list(_warnings(vm, agent)),
+        "boot_drift": None if drift is None else [one.to_result() for one in drift],
+        "warnings": [*_warnings(vm, agent), *(one.warning for one in drift or ())],
     }
 
 

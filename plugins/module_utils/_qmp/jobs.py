@@ -106,6 +106,20 @@ class Watch:
                 return jobs
             await self._next_event(set(ids), left)
 
+    async def until_ready(self, job_id: str, deadline: float | None) -> Job | None:
+        """Wait until a job that ends only when it is told to (an active commit, a mirror) is ready, or has ended.
+
+        Answers its state then, or at the deadline; ``None`` when QEMU no longer knows it.
+        """
+        while True:
+            job = (await read_jobs(self._session)).get(job_id)
+            if job is None or job.stalled or job.status in ("ready", *_ENDED):
+                return job
+            left = _left(deadline)
+            if left <= 0:
+                return job
+            await self._next_event({job_id}, left)
+
     async def _next_event(self, ids: set[str], seconds: float) -> None:
         """Return when something happened to one of the jobs, or after ``seconds``."""
         end = time.monotonic() + seconds

@@ -102,3 +102,46 @@ def made_direct(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class OverlayImage:
+    """An overlay that is to become a node of its own, unattached. ``cache`` as of the image it is put on.
+
+    ``backing_file`` is written into the header, so that the overlay opens by itself after a restart.
+    """
+
+    path: str
+    node: str
+    virtual_size: int
+    backing_file: str
+    backing_format: str
+    cache: t.Mapping[str, bool]
+    detect_zeroes: str = "off"
+
+
+async def attach_overlay(session: Session, image: OverlayImage, helper: str, below: str | None) -> None:
+    """Format the empty file and attach it, on top of the node ``below`` or, for ``blockdev-snapshot``, on nothing.
+
+    ``helper`` names the file node and the job that format it. QEMU opens the path by itself: other than a backup's
+    target, an overlay stays, and its name has to mean something to QEMU and to the next one that starts.
+    """
+    cache = dict(image.cache)
+    file = {"driver": "file", "filename": image.path, "cache": cache}
+    await session.command("blockdev-add", node_name=helper, **file)
+    options: dict[str, t.Any] = {"driver": "qcow2", "file": helper, "size": image.virtual_size}
+    options.update({"backing-file": image.backing_file, "backing-fmt": image.backing_format})
+    try:
+        await run_to_end(session, "blockdev-create", helper, options=options)
+    finally:
+        await session.command("blockdev-del", node_name=helper)
+    await session.command(
+        "blockdev-add",
+        driver="qcow2",
+        node_name=image.node,
+        file={**file, "discard": "unmap"},  # what the guest discards is given back, or the overlay only ever grows
+        discard="unmap",
+        detect_zeroes=image.detect_zeroes,
+        cache=cache,
+        backing=below,
+    )

@@ -1,0 +1,107 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""qmp_snapshot: find out which kind of snapshot is meant, then observe, plan and execute it; one VM at a time."""
+
+from __future__ import annotations
+
+import errno
+import time
+import typing as t
+from contextlib import contextmanager, nullcontext
+
+from .._errors import BlockOpsError, InputInvalid
+from .._guest.guard import ThawGuard
+from .._qmp.session import Session
+from .._unix import Claim
+from . import snapshot_external, snapshot_internal, snapshot_memory
+from ._outcome import Outcome
+from .rendezvous import Rendezvous
+from .snapshot_options import Scene, SnapshotMissing, SnapshotOptions
+from .vm import VmEntry, read_vm, session_for
+
+# In the order in which a name is looked for when no type is given.
+_KINDS: dict[str, t.Any] = {
+    "external": snapshot_external,
+    "internal": snapshot_internal,
+    "memory": snapshot_memory,
+}
+
+
+class VmClaimed(BlockOpsError):
+    template = "Another task changes the snapshots of the VM at {socket} at this moment."
+    advice = "Nothing was touched. Run again when it has ended."
+
+
+class SnapshotVms:
+    """The operation on one entry of ``vms``; one instance serves all ``members`` entries of a call.
+
+    Make it before the event loop starts: it forks the guard that thaws guests should this process be killed.
+    """
+
+    def __init__(self, options: SnapshotOptions, members: int) -> None:
+        self._options = options.checked()
+        freezing = options.state == "present" and options.quiesce != "off" and options.type != "memory"
+        self._guard = ThawGuard.started() if freezing and not options.check_mode else None
+        grouped = options.group and options.state == "present" and not options.check_mode
+        self._group = Rendezvous(members) if grouped else None
+
+    async def __call__(self, params: dict[str, t.Any]) -> Outcome:
+        entry = VmEntry.from_params(params)
+        member = self._group.member(entry.name or entry.socket) if self._group else nullcontext()
+        started = time.monotonic()
+        with member:
+            async with session_for(entry, timeout=self._options.timeout, read_only=self._options.check_mode) as session:
+                with _claimed(session):
+                    outcome = await self._on(session, entry)
+        outcome.result["seconds"] = round(time.monotonic() - started, 3)
+        return outcome
+
+    async def _on(self, session: Session, entry: VmEntry) -> Outcome:
+        options = self._options
+        vm = await read_vm(session, entry.name)
+        scene = Scene(session, vm, entry, options, self._guard, self._group)
+        if options.state == "present":
+            outcome: Outcome = await _KINDS[options.type or "external"].present(scene)
+            return outcome
+        kind = options.type or await _kind_of(scene)
+        if kind is None and options.state == "absent":
+            kind = "external"  # which cleans up after killed runs, and finds nothing else to do
+        if kind is None:
+            known = sorted({name for module in _KINDS.values() for name in await module.names(scene)})
+            raise SnapshotMissing(
+                vm=vm.name, snapshot=options.name, type="", where="", known=", ".join(known) or "none at all"
+            )
+        act = _KINDS[kind].absent if options.state == "absent" else _KINDS[kind].reverted
+        done: Outcome = await act(scene)
+        return done
+
+
+async def _kind_of(scene: Scene) -> str | None:
+    """The one kind that has a snapshot of this name.
+
+    :raise InputInvalid: several have.
+    """
+    having = [kind for kind, module in _KINDS.items() if scene.options.name in await module.names(scene)]
+    if len(having) > 1:
+        kinds = " and ".join(having)
+        raise InputInvalid(message=f"VM {scene.vm.name} has {kinds} snapshots named {scene.options.name}; say type.")
+    return having[0] if having else None
+
+
+@contextmanager
+def _claimed(session: Session) -> t.Iterator[None]:
+    """One change at a time: a VM with two monitors could be worked on by two tasks. Looking needs no claim."""
+    if session.read_only or session.process.pid <= 0:
+        yield
+        return
+    try:
+        claim = Claim(f"snapshot/{session.process.pid}")
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise
+        raise VmClaimed(socket=session.path) from exc
+    try:
+        yield
+    finally:
+        claim.close()

@@ -1,0 +1,208 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""Cleaning up after runs that were killed: always first, always idempotent, and only what the records call ours.
+
+What each state of a record means when its overlay is found in a chain, or in none, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import typing as t
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .._block.names import of_snapshot, snapshot_object
+from .._errors import BlockOpsError, CommandFailed
+from .._image.snapshot_record import (
+    DISCARDED,
+    MERGED,
+    PREPARING,
+    PRESENT,
+    REVERTING,
+    STREAMING,
+    SnapshotRecord,
+    read_record,
+    remove_record,
+    write_record,
+)
+from .overlay import remove_overlay
+from .snapshot_options import Scene
+from .snapshot_view import Placed, View, look
+from .vm import read_vm
+
+
+class RevertInterrupted(BlockOpsError):
+    template = (
+        "Going back to snapshot {snapshot} of VM {vm} was interrupted: drives {swapped} are back, the others are not, "
+        "and the VM is {status}."
+    )
+    advice = "Nothing was touched. Run state=reverted for that snapshot again, which finishes it."
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What there is to do.
+
+    ``nodes`` to detach, ``doomed`` overlays to delete, records to write (``settled``) or to ``forget``, finished jobs
+    to dismiss, and whether to ``resume`` a guest stopped by a run that never came to its point.
+    """
+
+    nodes: tuple[str, ...] = ()
+    doomed: tuple[SnapshotRecord, ...] = ()
+    settled: tuple[SnapshotRecord, ...] = ()
+    forget: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    resume: bool = False
+
+    @property
+    def needed(self) -> bool:
+        return bool(self.nodes or self.doomed or self.settled or self.forget or self.jobs or self.resume)
+
+    def sentences(self) -> list[str]:
+        return [
+            *(f"node {node} was left attached" for node in self.nodes),
+            *(f"{record.overlay} was left by a run that did not come to its end" for record in self.doomed),
+            *(f"{record.overlay} is in use, which its record did not know yet" for record in self.settled),
+            *(f"the record of {overlay} was left without its overlay" for overlay in self.forget),
+            *(f"job {job} had ended and was not dismissed" for job in self.jobs),
+            *(["the VM was stopped by a run that did not come to its end"] if self.resume else []),
+        ]
+
+
+async def recover(scene: Scene) -> tuple[Scene, View, list[str]]:
+    """Clean up, or in check mode say what would be. Answers the scene and the view as they are then.
+
+    :raise RevertInterrupted: a revert stopped half way, and this run is not there to finish it.
+    """
+    view = await asyncio.to_thread(look, scene)
+    recovery = plan(scene, view)
+    if not recovery.needed:
+        return scene, view, []
+    if scene.check_mode:
+        return scene, _as_if_done(view, recovery), recovery.sentences()
+    await _execute(scene, recovery)
+    scene = dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
+    return scene, await asyncio.to_thread(look, scene), recovery.sentences()
+
+
+def plan(scene: Scene, view: View) -> Recovery:
+    vm = scene.vm
+    _refuse_half_reverted(scene, view)
+    jobs = _finished_jobs(scene)
+    merged = {record.overlay for record in view.loose if _job_merged(scene, record)}
+    doomed = tuple(
+        record
+        for record in view.loose
+        if os.path.exists(record.overlay)
+        and (record.state in (PREPARING, REVERTING, MERGED) or record.overlay in merged)
+    )
+    settled = tuple(_settled(scene, view))
+    in_use = {layer.node for drive in vm.drives for layer in drive.layers}
+    swapped = any(placed.record.state == REVERTING for placed in view.placed)
+    stopped = [record for record in doomed if record.state == REVERTING and record.running]
+    return Recovery(
+        nodes=tuple(node for node in vm.nodes if of_snapshot(node) and node not in in_use),
+        doomed=doomed,
+        settled=settled,
+        forget=tuple(record.overlay for record in view.loose if not os.path.exists(record.overlay)),
+        jobs=jobs,
+        resume=bool(stopped) and vm.status == "paused" and not swapped,
+    )
+
+
+def _refuse_half_reverted(scene: Scene, view: View) -> None:
+    """Some drives are back at the snapshot and others are not: only going on makes sense of that."""
+    swapped = [placed for placed in view.placed if placed.record.state == REVERTING and placed.active]
+    if not swapped or scene.vm.running:
+        return
+    name = swapped[0].record.name
+    if _goes_back(scene, name):
+        return
+    drives = ", ".join(placed.drive.name for placed in swapped)
+    raise RevertInterrupted(snapshot=name, vm=scene.vm.name, swapped=drives, status=scene.vm.status)
+
+
+def _goes_back(scene: Scene, name: str) -> bool:
+    """Whether this run goes back to that snapshot, and so finishes what a killed one began."""
+    return scene.options.state == "reverted" and scene.options.name == name
+
+
+def _finished_jobs(scene: Scene) -> tuple[str, ...]:
+    """Jobs of ours whose result nobody has looked at; that of a merge is looked at by ``_job_merged``."""
+    return tuple(job.id for job in scene.vm.jobs.values() if of_snapshot(job.id) and job.status == "concluded")
+
+
+def _job_merged(scene: Scene, record: SnapshotRecord) -> bool:
+    job = scene.vm.jobs.get(snapshot_object(record.name, record.drive, "commit"))
+    return job is not None and job.succeeded
+
+
+def _settled(scene: Scene, view: View) -> t.Iterator[SnapshotRecord]:
+    """Records whose overlay is in use, brought up to date."""
+    for placed in view.placed:
+        record = placed.record
+        if record.state in (PREPARING, DISCARDED):
+            yield record.in_state(PRESENT)
+        elif record.state == REVERTING and scene.vm.running and not _goes_back(scene, record.name):
+            yield from _after_revert(record)
+        elif record.state == STREAMING and _streamed(placed):
+            yield from _after_stream(placed)
+
+
+def _after_revert(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
+    """The VM is back and runs; what it left behind was not yet marked."""
+    for path in record.discards:
+        old = read_record(path)
+        if old is not None:
+            yield old.in_state(DISCARDED)
+    yield record.in_state(PRESENT, discards=())
+
+
+def _streamed(placed: Placed) -> bool:
+    """Whether the image below, which was to be copied into the overlay, has left the chain."""
+    return placed.image.file != placed.record.image
+
+
+def _after_stream(placed: Placed) -> t.Iterator[SnapshotRecord]:
+    """The overlay takes the place of the image that was copied into it: that one's record becomes its own."""
+    lower = read_record(placed.record.image)
+    if lower is not None:
+        yield dataclasses.replace(lower, overlay=placed.record.overlay, state=PRESENT)
+
+
+def _as_if_done(view: View, recovery: Recovery) -> View:
+    settled = {record.overlay: record for record in recovery.settled}
+    gone = {record.overlay for record in recovery.doomed} | set(recovery.forget)
+    return View(
+        tuple(
+            dataclasses.replace(placed, record=settled.get(placed.record.overlay, placed.record))
+            for placed in view.placed
+        ),
+        tuple(record for record in view.loose if record.overlay not in gone),
+        view.directories,
+    )
+
+
+async def _execute(scene: Scene, recovery: Recovery) -> None:
+    for record in recovery.settled:
+        await asyncio.to_thread(write_record, record)
+    for record in recovery.doomed:
+        if record.state not in (PREPARING, REVERTING):
+            # What the job's result tells has to be known before the job is forgotten.
+            await asyncio.to_thread(write_record, record.in_state(MERGED))
+    for job in recovery.jobs:
+        await scene.session.command("job-dismiss", id=job)
+    for node in (*recovery.nodes, *reversed(recovery.nodes)):
+        # One may be the backing image of another, which has to go first; whatever is still used stays.
+        with suppress(CommandFailed):
+            await scene.session.command("blockdev-del", node_name=node)
+    for record in recovery.doomed:
+        await asyncio.to_thread(remove_overlay, record.overlay)
+    for overlay in recovery.forget:
+        await asyncio.to_thread(remove_record, overlay)
+    if recovery.resume:
+        await scene.session.command("cont")

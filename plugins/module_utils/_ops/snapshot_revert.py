@@ -1,0 +1,334 @@
+# Copyright: (c) 2026, blockops.qemu contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note: this module util is **PRIVATE** to the collection. It can change at any time.
+"""Going back to an external snapshot while QEMU runs on.
+
+A fresh overlay on the snapshot takes the place of the active image under each device (the device's property ``drive``,
+set by qom-set), the guest is reset, and goes on. QEMU never ends; the old branch is detached and kept or deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import typing as t
+from contextlib import suppress
+
+from .._block.graph import Drive, Layer
+from .._errors import BlockOpsError, CommandFailed, CommandTimedOut, VmGone
+from .._image.dependents import dependents
+from .._image.snapshot_record import DISCARDED, MERGING, PRESENT, REVERTING, read_record, write_record
+from .._image.users import holders
+from . import snapshot_boot
+from ._outcome import Outcome
+from .overlay import Overlay, make, plan_overlay, remove_overlay, take_back
+from .snapshot_boot import BootFiles, Rewriting
+from .snapshot_options import DriveUnsuited, ResetNotAllowed, Scene, SnapshotIncomplete, SnapshotMissing
+from .snapshot_recovery import recover
+from .snapshot_report import chains, drive_result, vm_result
+from .snapshot_view import Placed, View, refuse_while_jobs_run
+from .vm import read_nodes
+
+_WHAT = "going back to a snapshot while QEMU runs"
+_POWER_OFF = "Go back with the VM switched off (role vm_rollback, or qemu_img_snapshot with type=external)."
+
+
+class RevertFailed(BlockOpsError):
+    template = "VM {vm} was not brought back to snapshot {snapshot}: {reason}"
+    advice = "Nothing has changed: every drive is on the image it had, and the guest goes on as before. " + _POWER_OFF
+
+
+class RevertStuck(BlockOpsError):
+    template = (
+        "Going back to snapshot {snapshot} of VM {vm} failed half way ({reason}), and so did the way back ({undo})."
+    )
+    advice = "The VM IS STOPPED, because its drives are of different moments. Run the same task again, or power it off."
+
+
+class SnapshotSpoilt(BlockOpsError):
+    template = "Snapshot {snapshot} of drive {drive} of VM {vm} is no longer what it was: merging it was begun."
+    advice = "Nothing was touched. It cannot be gone back to; finish removing it by state=absent, or restore a backup."
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One drive that goes back. ``branch``: files from the active image down to the snapshot's overlay.
+
+    ``overlay`` is ``None`` when the drive is back already (a killed run did that).
+    """
+
+    placed: Placed
+    overlay: Overlay | None
+    branch: tuple[str, ...]
+    lost: int
+
+    @property
+    def drive(self) -> Drive:
+        return self.placed.drive
+
+    @property
+    def path(self) -> str:
+        return self.overlay.path if self.overlay is not None else self.drive.active.file
+
+
+async def reverted(scene: Scene) -> Outcome:
+    """Bring all drives that have the snapshot back to it."""
+    scene, view, recovered = await recover(scene)
+    placed = _targets(scene, view)
+    refuse_while_jobs_run(scene, "going back to a snapshot")
+    half_done = any(each.record.state == REVERTING for each in placed)
+    boot = await snapshot_boot.look(scene)
+    if not half_done and all(_fresh(each) for each in placed):
+        return _current(scene, placed, boot, recovered)
+    nodes = set(await read_nodes(scene.session))
+    turns = [_plan(scene, each, nodes) for each in placed]
+    _ask_leave(scene, turns)
+    actives = {turn.drive.name: (turn.path, "qcow2") for turn in turns}
+    rewriting = boot.plan(boot.moves(actives))
+    kept, deleted = _fate(scene, view, turns)
+    result = vm_result(scene, "external", "reverted", [_drive_result(turn) for turn in turns], recovered=recovered)
+    result.update(kept=kept, deleted=deleted, boot_drift=boot.drift(actives))
+    before = chains(turn.drive for turn in turns)
+    after = {turn.drive.name: _files_after(turn) for turn in turns}
+    diff = rewriting.diff(before, after)
+    if scene.check_mode:
+        result.update(definition=rewriting.result(True), commands=_decisive(scene, turns))
+        return Outcome(True, result, *diff, warnings=rewriting.warnings)
+    await _go_back(scene, turns, rewriting)
+    warnings = await _dispose(scene, turns, deleted)
+    result["commands"] = [command.to_result() for command in scene.session.sent]
+    result["definition"] = rewriting.result(False)
+    warnings = (*warnings, *rewriting.warnings, *boot.warnings(actives, rewriting))
+    return Outcome(True, result, *diff, warnings=warnings)
+
+
+def _targets(scene: Scene, view: View) -> list[Placed]:
+    """The lowest overlay of this snapshot on each of its drives, which have to be all that can be written."""
+    vm, options = scene.vm, scene.options
+    wanted = scene.entry.drives or options.drives
+    excluded = scene.entry.exclude_drives or options.exclude_drives
+    found = {each.drive.name: each for each in view.of(options.name, wanted) if each.drive.name not in excluded}
+    if not found:
+        where = f" on {', '.join(wanted)}" if wanted else ""
+        known = ", ".join(sorted(view.names)) or "none"
+        raise SnapshotMissing(vm=vm.name, snapshot=options.name, type="external", where=where, known=known)
+    chosen = set(wanted) or {
+        drive.name
+        for drive in vm.drives
+        if not drive.empty and not drive.removable and drive.qdev and not drive.active.read_only
+    } - set(excluded)
+    if chosen - found.keys():
+        lists = {"has": ", ".join(sorted(found)), "lacks": ", ".join(sorted(chosen - found.keys()))}
+        raise SnapshotIncomplete(vm=vm.name, snapshot=options.name, **lists)
+    for each in found.values():
+        _refuse_unfit(scene, each)
+    return list(found.values())
+
+
+def _refuse_unfit(scene: Scene, placed: Placed) -> None:
+    if placed.record.state == MERGING:
+        raise SnapshotSpoilt(snapshot=placed.record.name, drive=placed.drive.name, vm=scene.vm.name)
+    reason = None
+    if placed.drive.filters:
+        reason = f"the filter {placed.drive.filters[0]} above its image would be lost"
+    elif placed.drive.qdev is None:
+        reason = "no device of the VM uses it"
+    elif placed.image.virtual_size != placed.drive.active.virtual_size:
+        reason = f"it was resized from {placed.image.virtual_size} to {placed.drive.active.virtual_size} bytes since"
+    if reason is not None:
+        raise DriveUnsuited(drive=placed.drive.name, vm=scene.vm.name, what=_WHAT, reason=reason, way_out=_POWER_OFF)
+
+
+def _fresh(placed: Placed) -> bool:
+    """Whether nothing has been written since: the active image is the snapshot's overlay and holds no data.
+
+    With a guest's first write come a table and a cluster, which is more than the tables of an empty image.
+    """
+    return placed.active and placed.overlay.allocated <= _tables(placed.overlay)
+
+
+def _written(placed: Placed) -> int:
+    """About how many bytes the guest wrote since the snapshot: what the images of the branch occupy, without tables."""
+    branch = placed.drive.layers[: placed.index + 1]
+    return sum(max(0, layer.allocated - _tables(layer)) for layer in branch)
+
+
+def _tables(layer: Layer) -> int:
+    """Bytes of an empty qcow2 image: header, refcount table and block, and L1 (8 bytes for each L2 table's reach)."""
+    cluster = layer.cluster_size
+    entries = -(-layer.virtual_size // (cluster // 8 * cluster))
+    return (3 + -(-entries * 8 // cluster)) * cluster
+
+
+def _plan(scene: Scene, placed: Placed, nodes: set[str]) -> Turn:
+    if placed.record.state == REVERTING and placed.active:
+        return Turn(placed, None, placed.record.discards, 0)
+    overlay = plan_overlay(scene, placed.drive, placed.image, nodes, _WHAT)
+    branch = tuple(layer.file for layer in placed.drive.layers[: placed.index + 1])
+    record = overlay.record.in_state(
+        REVERTING,
+        running=scene.vm.running,
+        discards=branch,
+        created=placed.record.created,
+        consistency=placed.record.consistency,
+    )
+    return Turn(placed, dataclasses.replace(overlay, record=record), branch, _written(placed))
+
+
+def _ask_leave(scene: Scene, turns: t.Iterable[Turn]) -> None:
+    """The guest is reset and loses what it wrote: never without having been told to. Check mode only tells."""
+    if scene.options.allow_reset or scene.check_mode:
+        return
+    lost = sum(turn.lost for turn in turns)
+    resets = ", and resets the guest" if scene.vm.running else ""
+    raise ResetNotAllowed(snapshot=scene.options.name, vm=scene.vm.name, lost=lost, resets=resets)
+
+
+async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> None:
+    """Make and attach every overlay, then stop, swap, reset, continue: the guest stands still for the swap alone."""
+    overlays = [turn.overlay for turn in turns if turn.overlay is not None]
+    resume = scene.vm.running or any(turn.placed.record.running for turn in turns if turn.overlay is None)
+    try:
+        for overlay in overlays:
+            like = overlay.below.file if overlay.below.protocol == "file" else None
+            await make(scene.session, overlay, overlay.below.node, like)
+            if overlay.bitmaps:
+                await scene.session.command("transaction", actions=overlay.bitmap_actions())
+        rewriting.write()
+        if scene.vm.running:
+            await scene.session.command("stop")
+        await _swap(scene, turns)
+    except (VmGone, CommandTimedOut):
+        raise
+    except BlockOpsError as exc:
+        if isinstance(exc, RevertStuck):
+            raise
+        if scene.vm.running:
+            await scene.session.command("cont")
+        rewriting.undo()
+        await take_back(scene.session, overlays, await read_nodes(scene.session))
+        raise RevertFailed(vm=scene.vm.name, snapshot=scene.options.name, reason=str(exc)) from exc
+    if scene.vm.running and not overlays:
+        return  # a killed run came as far as this: the guest was reset and runs
+    await scene.session.command("system_reset")
+    if resume:
+        await scene.session.command("cont")
+
+
+async def _swap(scene: Scene, turns: list[Turn]) -> None:
+    """Put every overlay under its device. If one cannot be, those before it go back to what they had."""
+    swapped: list[Turn] = []
+    try:
+        for turn in turns:
+            if turn.overlay is not None:
+                await _put_under(scene, turn.drive, turn.overlay.node)
+                swapped.append(turn)
+    except CommandFailed as exc:
+        if any(turn.overlay is None for turn in turns):
+            undo = "a run before this one had brought some drives back"
+            raise RevertStuck(snapshot=scene.options.name, vm=scene.vm.name, reason=str(exc), undo=undo) from exc
+        try:
+            for turn in swapped:
+                await _put_under(scene, turn.drive, turn.drive.active.node)
+        except CommandFailed as undo:
+            stuck = {"reason": str(exc), "undo": str(undo)}
+            raise RevertStuck(snapshot=scene.options.name, vm=scene.vm.name, **stuck) from exc
+        raise
+
+
+async def _put_under(scene: Scene, drive: Drive, node: str) -> None:
+    """Give the device another image (QOM property ``drive``; query-block tells the device's path or its id)."""
+    qdev = drive.qdev or ""
+    path = qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
+    await scene.session.command("qom-set", path=path, property="drive", value=node)
+
+
+async def _dispose(scene: Scene, turns: list[Turn], deleted: t.Sequence[str]) -> list[str]:
+    """Detach the old branches, and delete or mark their files. What cannot be done is a warning: the VM is back."""
+    warnings: list[str] = []
+    nodes = await read_nodes(scene.session)
+    for turn in turns:
+        for layer in turn.drive.layers[: turn.placed.index + 1] if turn.overlay is not None else ():
+            if layer.node in nodes:
+                with suppress(CommandFailed):  # it went with the one above
+                    await scene.session.command("blockdev-del", node_name=layer.node)
+        for file in turn.branch:
+            try:
+                await asyncio.to_thread(_dispose_of, file, file in deleted)
+            except BlockOpsError as exc:
+                warnings.append(f"The discarded overlay {file} was left as it is: {exc}")
+        # Only now is it over: killed before, the next run still knows what is to be disposed of.
+        record = read_record(turn.path)
+        if record is not None:
+            await asyncio.to_thread(write_record, record.in_state(PRESENT, discards=()))
+    return warnings
+
+
+def _dispose_of(file: str, delete: bool) -> None:
+    if delete:
+        remove_overlay(file)
+        return
+    record = read_record(file)
+    if record is not None:
+        write_record(record.in_state(DISCARDED))
+
+
+def _fate(scene: Scene, view: View, turns: t.Iterable[Turn]) -> tuple[list[str], list[str]]:
+    """Which files of the branches are kept and which deleted: only ours, and only if nothing else is based on them."""
+    kept, deleted = [], []
+    branch = [file for turn in turns for file in turn.branch]
+    own = {os.path.realpath(file) for file in branch}
+    for file in branch:
+        if not os.path.exists(file):
+            continue
+        ours = scene.options.discarded == "delete" and read_record(file) is not None
+        based = (
+            [user for user in dependents(file, view.directories) if os.path.realpath(user) not in own] if ours else []
+        )
+        others = [user for user in holders(file) if user.pid != scene.session.process.pid] if ours else []
+        (deleted if ours and not based and not others else kept).append(file)
+    return kept, deleted
+
+
+def _current(scene: Scene, placed: list[Placed], boot: BootFiles, recovered: list[str]) -> Outcome:
+    rewriting = boot.plan(boot.moves({}))
+    if not scene.check_mode:
+        rewriting.write()
+    drives = [drive_result(each.drive, each.image.file, overlay=each.overlay.file, bytes_=0) for each in placed]
+    result = vm_result(scene, "external", "current", drives, recovered=recovered)
+    result.update(definition=rewriting.result(scene.check_mode), boot_drift=boot.drift({}))
+    same = chains(each.drive for each in placed)
+    warnings = (*rewriting.warnings, *boot.warnings({}, rewriting))
+    return Outcome(bool(recovered) or rewriting.needed, result, *rewriting.diff(same, same), warnings=warnings)
+
+
+def _drive_result(turn: Turn) -> dict[str, t.Any]:
+    overlay = turn.overlay
+    return drive_result(
+        turn.drive,
+        turn.placed.image.file,
+        overlay=turn.path,
+        node=overlay.node if overlay is not None else None,
+        bytes_=turn.lost,
+        bitmaps=[name for name, _granularity in overlay.bitmaps] if overlay is not None else (),
+    )
+
+
+def _files_after(turn: Turn) -> list[str]:
+    below = turn.drive.layers[turn.placed.index + 1 :]
+    return [turn.path, *(layer.file for layer in below)]
+
+
+def _decisive(scene: Scene, turns: t.Iterable[Turn]) -> list[dict[str, t.Any]]:
+    """Check mode's view: what is done to the VM, without the preparations."""
+    swaps = [
+        {
+            "execute": "qom-set",
+            "arguments": {"path": turn.drive.qdev, "property": "drive", "value": turn.overlay.node},
+        }
+        for turn in turns
+        if turn.overlay is not None
+    ]
+    around = {"execute": "stop"}, {"execute": "system_reset"}, {"execute": "cont"}
+    return [around[0], *swaps, around[1], around[2]] if scene.vm.running else [*swaps, around[1]]

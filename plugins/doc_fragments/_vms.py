@@ -60,6 +60,7 @@ options:
       jobs: *ignored
       bitmaps: *ignored
       leftovers: *ignored
+      boot_drift: *ignored
       warnings: *ignored
       changed: *ignored
       error: *ignored

@@ -118,7 +118,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+image:
   description: The image.
   returned: success
   type: str

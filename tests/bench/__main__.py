@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fleet, footprint, freeze, full, incremental, table
+from bench import fleet, footprint, freeze, full, incremental, snapshot, table
 from bench.case import Bench, Outcome
 from lab.guard import workspace
 
@@ -24,6 +24,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "fleet": fleet.run,
     "footprint": footprint.run,
     "freeze": freeze.run,
+    "snapshot": snapshot.run,
 }
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Stop the module at an exact step: patches laid over the product from outside, inside the module's own process.
 
-A *boundary* is the moment before a step that may change something: a QMP command, a call of the guest agent, a step of
-``_repository`` on the file system. What a boundary leaves behind does not depend on how the process ends there, so
+A *boundary* is the moment before a step that may change something: a QMP command, a call of the guest agent, a step on
+the file system of ``_repository`` or of what else writes files (``OWNERS``). What a boundary leaves behind does not depend on how the process ends there, so
 "before each step, and after the last" is every state that a kill can leave.
 
 ``prelude(Trap(...))`` is what ``start_module`` takes. A trap can also stop the process (SIGSTOP), so that a test does
@@ -26,8 +26,9 @@ import typing as t
 PRODUCT = "ansible_collections.blockops.qemu.plugins.module_utils"
 FILE_STEPS = (
     "mkdir", "rename", "link", "unlink", "rmdir", "chmod", "fchmod", "fchown", "truncate", "ftruncate", "fsync",
-    "write", "pwrite", "open",
+    "write", "pwrite", "open", "replace",
 )  # fmt: skip
+OWNERS = ("_repository", "_image.snapshot_record", "_image.definition", "_ops.overlay")
 _LOOK_UP = 8  # frames between os.unlink in shutil.rmtree and the caller in _repository
 
 
@@ -124,7 +125,7 @@ def _patch_os(name: str, steps: _Steps) -> None:
     def patched(*args: t.Any, **kwargs: t.Any) -> t.Any:
         if name == "open" and not (len(args) > 1 and isinstance(args[1], int) and args[1] & os.O_CREAT):
             return original(*args, **kwargs)
-        caller = _repository_function()
+        caller = _owner_function()
         if caller is None:
             return original(*args, **kwargs)
         label = f"file {name} in {caller}"
@@ -138,11 +139,11 @@ def _patch_os(name: str, steps: _Steps) -> None:
         os.supports_dir_fd.add(patched)
 
 
-def _repository_function() -> str | None:
-    """The function of ``_repository`` that the call comes from, seen through shutil and the like."""
+def _owner_function() -> str | None:
+    """The function of one of ``OWNERS`` that the call comes from, seen through shutil and the like."""
     frame = sys._getframe(2)
     for _step in range(_LOOK_UP):
-        if f"{PRODUCT}._repository" in frame.f_globals.get("__name__", ""):
+        if frame.f_globals.get("__name__", "").startswith(tuple(f"{PRODUCT}.{owner}" for owner in OWNERS)):
             return frame.f_code.co_name
         if frame.f_back is None:
             return None

@@ -95,7 +95,8 @@ class Booted(Qemu):
 
 
 def observed(qemu: Qemu) -> tuple[Drive, ...]:
-    return parse_drives(*(qemu.command(name) for name in QUERIES), directory=str(qemu.directory))
+    blocks, stats, nodes = (qemu.command(name) for name in QUERIES)
+    return parse_drives(blocks, stats, nodes, str(qemu.directory))
 
 
 def moves(vm: Booted, overlays: t.Mapping[str, Path]) -> list[Move]:
@@ -141,9 +142,7 @@ SPELLINGS: dict[str, tuple[str, t.Callable[[Path, str], str]]] = {
     "json": ("sh", lambda p, f: f"-blockdev '{json_node(p, f)}' -device virtio-blk-pci,drive=vda-n,id=vda"),
     "escaped": (
         "sh",
-        lambda p, f: (
-            '-blockdev "' + json_node(p, f).replace('"', '\\"') + '" -device virtio-blk-pci,drive=vda-n,id=vda'
-        ),
+        lambda p, f: f"-blockdev {json.dumps(json_node(p, f))} -device virtio-blk-pci,drive=vda-n,id=vda",
     ),
     "dotted": (
         "sh",
@@ -334,28 +333,30 @@ def test_processes_that_tell_nothing(workdir: Path) -> None:
 
 
 def test_several_files_links_and_files_of_others(workdir: Path) -> None:
-    one, other, foreign = (workdir / name for name in ("one", "other", "foreign"))
+    one, other, foreign, variables = (workdir / name for name in ("one", "other", "foreign", "variables"))
+    variables.write_bytes(b"\0file=/vms/a \0")
     one.write_text("-hda /vms/a\n")
     other.write_text("-hdb /vms/b\n")
     foreign.write_bytes(b"\xff nothing of it\r\n")
     (workdir / "link").symlink_to("one")
     wanted = [Move(f"vd{name}", (f"/vms/{name}",), f"/vms/{name}1", "qcow2", "qcow2") for name in "abc"]
-    files = [str(workdir / name) for name in ("link", "one", "other", "foreign")]
+    files = [str(workdir / name) for name in ("link", "one", "other", "foreign", "variables")]
     changes = plan_definitions(files, wanted)
     assert [(change.real, change.changed, change.untouched) for change in changes] == [
         (str(one), True, False),
         (str(other), True, False),
         (str(foreign), False, True),
+        (str(variables), False, False),
     ]
     assert unmentioned(changes, wanted) == ("vdc",)
     assert changes[0].texts() == ("-hda /vms/a\n", "-hda /vms/a1\n")
     kept = [write_definition(change) for change in changes]
-    assert kept == [f"{one}.before-snapshot", f"{other}.before-snapshot", None]
+    assert kept == [f"{one}.before-snapshot", f"{other}.before-snapshot", None, None]
     assert (workdir / "link").is_symlink() and one.read_text() == "-hda /vms/a1\n"
     for change, copy in zip(changes, kept):
         undo_definition(change, copy)
     assert (one.read_text(), other.read_text()) == ("-hda /vms/a\n", "-hdb /vms/b\n")
-    assert sorted(os.listdir(workdir)) == ["foreign", "link", "one", "other"]
+    assert sorted(os.listdir(workdir)) == ["foreign", "link", "one", "other", "variables"]
 
 
 def test_one_unsafe_file_keeps_all_from_being_touched(workdir: Path) -> None:

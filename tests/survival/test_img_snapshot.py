@@ -11,7 +11,8 @@ import pytest
 
 from lab import images
 from lab.fixtures import QemuFactory
-from support.module import Result, run_module
+from support.img_killer import KILLER
+from support.module import Result, run_module, start_module
 from support.points import MIB, Drive, Site, disk
 
 
@@ -145,6 +146,24 @@ def test_the_next_backup_after_going_back_is_a_full(workdir: Path, image: Path, 
     vm.write("vda", 6 * MIB, MIB, 8)
     assert site.backup(vm).levels == {"vda": "full"}
     site.check()
+
+
+def test_killed_at_every_step(image: Path) -> None:
+    """The disk is as it was or as it shall be, and the same task again ends right."""
+    change(image).ok()
+    for number in range(20):
+        images.fill(image, [(0, MIB, 0x22)])
+        if not images.bitmaps(image):
+            images.run_tool("qemu-img", "bitmap", "--add", image, "bo-5e11ab1e-20261123T054500Z-1f3c9a2e")
+        arguments = {"path": str(image), "name": "s1", "state": "applied"}
+        killed = start_module("qemu_img_snapshot", arguments, prelude=KILLER.format(number=number)).finish()
+        assert holds(image, 1) or holds(image, 0x22)
+        assert holds(image, 0x22) or not images.bitmaps(image)
+        change(image, state="applied").ok()
+        assert holds(image, 1) and not images.bitmaps(image)
+        if not killed.failed:
+            break
+    assert number == 4  # info, bitmap, snapshot, info
 
 
 def test_in_use(image: Path, qemu_factory: QemuFactory) -> None:

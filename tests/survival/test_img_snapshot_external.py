@@ -16,34 +16,11 @@ import pytest
 
 from lab import images
 from lab.fixtures import QemuFactory
+from support.img_killer import KILLER
 from support.module import Result, run_module, start_module
 from support.points import KIB, MIB, Drive, Qemu, Site, disk
 
 UUID = "6e0a8a62-3c1f-4a38-9a50-0e7c9a4f5b11"
-
-# Ends the module before its NUMBER-th step that may change something.
-KILLER = """
-import asyncio, functools, os, sys
-count = [0]
-def step():
-    if count[0] == {number}:
-        os.kill(os.getpid(), 9)
-    count[0] += 1
-def wrap(owner, name, wanted):
-    original = getattr(owner, name)
-    @functools.wraps(original)
-    def patched(*args, **kwargs):
-        if wanted(sys._getframe(1).f_code.co_filename, args):
-            step()
-        return original(*args, **kwargs)
-    setattr(owner, name, patched)
-def ours(file, args):
-    return "img_snapshot_swap" in file or "snapshot_record" in file
-for name in ("link", "rename", "replace", "unlink", "fsync", "chown", "utime"):
-    wrap(os, name, ours)
-wrap(os, "open", lambda file, args: ours(file, args) and args[1] & os.O_CREAT)
-wrap(asyncio, "create_subprocess_exec", lambda file, args: "qemu_img" in file)
-"""
 
 
 def record(overlay: Path, name: str, image: Path, image_format: str = "qcow2", **changes: t.Any) -> None:
@@ -236,10 +213,11 @@ def test_moved_to_another_directory(chain: list[Path], workdir: Path) -> None:
 
 
 def test_raw_base_and_images_in_several_directories(workdir: Path) -> None:
-    templates = workdir / "templates"
+    templates, vms = workdir / "templates", workdir / "vms"
     templates.mkdir()
+    vms.mkdir()
     base = disk(templates, "base", 8 * MIB, "raw")
-    active = images.create(workdir / "vda.qcow2", backing=base, backing_fmt="raw", cluster_size=4096)
+    active = images.create(vms / "vda.qcow2", backing=base, backing_fmt="raw", cluster_size=4096)
     record(active, "s1", base, "raw")
     images.fill(active, [(MIB, MIB, 2)])
     assert apply(active).data["error"]["problem"] == "Outside"
@@ -302,7 +280,7 @@ def test_encrypted_images_are_refused(workdir: Path, chain: list[Path]) -> None:
 def live_snapshot(vm: Qemu, name: str) -> Path:
     """As qmp_snapshot does it: overlay and its bitmaps in one transaction, and the record."""
     below = vm.active_node("vda")
-    image = Path(next(node["image"]["filename"] for node in vm.nodes().values() if node["node-name"] == below))
+    image = Path(str(vm.drives["vda"].image))
     path = images.create(vm.directory / f"vda.{name}.qcow2", "16M")
     images.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", image.name, "-F", "qcow2", path)
     record(path, name, image)
@@ -326,7 +304,7 @@ def test_the_next_backup_is_an_exact_incremental(workdir: Path, qemu_factory: Qe
     vm.write("vda", 2 * MIB, 64 * KIB, 2)
     active = live_snapshot(vm, "s1")
     vm.write("vda", 4 * MIB, MIB, 4)
-    vm.kill() if ending == "kill" else vm.quit()
+    vm.kill9() if ending == "kill" else vm.quit()
     result = apply(active).ok()
     assert len(result.data["bitmaps"]) == 1 and result.data["bitmaps"][0].endswith(".1")
     vm.start()

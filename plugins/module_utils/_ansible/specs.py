@@ -9,7 +9,7 @@ import typing as t
 
 _IGNORED = (
     "uuid", "status", "running", "qemu_version", "process", "agent", "jobs", "bitmaps", "leftovers", "warnings",
-    "changed", "error",
+    "boot_drift", "changed", "error",
 )  # fmt: skip
 
 

@@ -92,9 +92,14 @@ def parse_startup(argv: t.Sequence[str], directory: str | None = None) -> tuple[
 
 
 def startup_gaps(argv: t.Sequence[str]) -> tuple[str, ...]:
-    """Why more images may have been given than the command line shows, as sentences without a full stop."""
-    options = _options(argv)
-    return tuple(_NOT_FOLLOWED[name].format(value=value) for name, value in options if name in _NOT_FOLLOWED)
+    """Why the command line does not show all that was given, as sentences without a full stop."""
+    options = list(_options(argv))
+    gaps = [_NOT_FOLLOWED[name].format(value=value) for name, value in options if name in _NOT_FOLLOWED]
+    # QEMU goes to / then, after it has opened what is relative (measured: it goes on to report the relative name).
+    if ("daemonize", "") in options:
+        relative = [image.spelled for image in parse_startup(argv) if not image.file.startswith("/")]
+        gaps += [f"{file} is relative to a directory that -daemonize left" for file in relative if ":" not in file]
+    return tuple(gaps)
 
 
 def started_with(drive: Drive, images: t.Sequence[StartupImage]) -> StartupImage | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from .._errors import ImageInvalid
 from .header import Header, read_header
+from .snapshot_record import SnapshotRecord, read_record
 
 FORMATS = ("qcow2", "raw")
 _MAGIC = b"QFI\xfb"
@@ -92,6 +93,23 @@ def walk(path: str, fmt: str | None, rules: Rules) -> Chain:
             return Chain(tuple(links), (problem,))
         following, fmt = found.backing, found.header.backing_format if found.header is not None else None
     return Chain(tuple(links))
+
+
+def snapshot_records(links: t.Sequence[Link]) -> list[SnapshotRecord | None]:
+    """For each image the record beside it, if it tells the truth: the image below is the one it names.
+
+    It is so too after all were moved to another directory together. After a commit, a stream or a rebase it is not.
+    """
+    records = [_record(overlay, below) for overlay, below in zip(links, links[1:])]
+    return [*records, *([None] if links else [])]
+
+
+def _record(overlay: Link, below: Link) -> SnapshotRecord | None:
+    record = read_record(overlay.real)
+    if record is None:
+        return None
+    moved = os.path.join(os.path.dirname(overlay.real), os.path.basename(record.image))
+    return record if below.real in (os.path.realpath(record.image), os.path.realpath(moved)) else None
 
 
 def _problem_of_file(path: str, rules: Rules) -> Problem | None:

@@ -35,17 +35,22 @@ class DefinitionChanged(BlockOpsError):
 
 @dataclass(frozen=True)
 class DefinitionFile:
-    """``path`` as it was given, ``real`` the file it leads to, and its content."""
+    """``path`` as it was given, ``real`` the file it leads to, and its content (no more than the limit, and a byte)."""
 
     path: str
     real: str
     content: bytes
 
+    @property
+    def text(self) -> bool:
+        """Firmware variables may be listed as well, as they are for backups: a binary file, which names no image."""
+        return len(self.content) <= _LIMIT and b"\0" not in self.content
+
 
 def read_definition(path: str) -> DefinitionFile:
     """Read the file that ``path`` (an absolute one, maybe a link) leads to.
 
-    :raise DefinitionUnreadable: there is none, or it is no small regular file.
+    :raise DefinitionUnreadable: there is none, or it is no regular file.
     """
     real = os.path.realpath(path)
     if not os.path.isabs(path):
@@ -56,8 +61,6 @@ def read_definition(path: str) -> DefinitionFile:
         raise DefinitionUnreadable(path=path, reason=exc.strerror or str(exc)) from exc
     if content is None:
         raise DefinitionUnreadable(path=path, reason="it is not a regular file")
-    if len(content) > _LIMIT:
-        raise DefinitionUnreadable(path=path, reason=f"it has more than {_LIMIT} bytes")
     return DefinitionFile(path, real, content)
 
 

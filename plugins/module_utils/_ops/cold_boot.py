@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from .._block.graph import Drive, Layer
 from .._block.startup import StartupImage, looks_like_qemu, parse_startup, started_with, startup_gaps
 from .._errors import BlockOpsError
-from .._image.definition import keep_copy, read_definition, remove_copy, replace_definition, require_writable
+from .._image.definition import (
+    DefinitionFile,
+    keep_copy,
+    read_definition,
+    remove_copy,
+    replace_definition,
+    require_writable,
+)
 from .._qmp.session import Process
 from .cold_boot_text import Move, Unsure, rewrite
 
@@ -80,13 +87,17 @@ class Drift:
 
 @dataclass(frozen=True)
 class DefinitionChange:
-    """One listed file: ``path`` as listed, ``real`` where a link leads. ``drives``: those it says anything of."""
+    """One listed file: ``path`` as listed, ``real`` where a link leads. ``drives``: those it says anything of.
+
+    ``text`` is false for firmware variables and the like, which are never changed.
+    """
 
     path: str
     real: str
     before: bytes
     after: bytes
     drives: frozenset[str]
+    text: bool = True
 
     @property
     def changed(self) -> bool:
@@ -94,8 +105,8 @@ class DefinitionChange:
 
     @property
     def untouched(self) -> bool:
-        """It mentions neither an old nor a new image of any drive: most likely it is not the right file."""
-        return not self.drives
+        """It names neither an old nor a new image of any drive: most likely it is not the right file."""
+        return self.text and not self.drives
 
     def texts(self) -> tuple[str, str]:
         """Before and after, for a diff."""
@@ -135,7 +146,7 @@ def moves_to(drive: Drive, startup: Startup | None, new: str, new_format: str) -
     image = origin(startup, drive) if startup is not None else None
     if image is not None:
         was = image.format or _format_of(drive, image.file)
-        moves[image.file] = Move(drive.name, (image.file, image.spelled), new, was, new_format)
+        moves[image.file] = Move(drive.name, (image.file, image.spelled), new, was, new_format, image.explicit_backing)
     if not drive.empty and drive.active.file not in moves:
         active = drive.active
         moves[active.file] = Move(drive.name, (active.file,), new, active.driver, new_format)
@@ -154,17 +165,21 @@ def plan_definitions(files: t.Iterable[str], moves: t.Sequence[Move]) -> tuple[D
         file = read_definition(path)
         if file.real in changes:
             continue
-        # Bytes that are no text come out as they went in.
-        text = file.content.decode("utf-8", "surrogateescape")
-        try:
-            after, drives = rewrite(text, moves)
-        except Unsure as exc:
-            raise _unsafe(path, exc) from exc
-        change = DefinitionChange(path, file.real, file.content, after.encode("utf-8", "surrogateescape"), drives)
+        change = _change(file, moves) if file.text else DefinitionChange(path, file.real, b"", b"", frozenset(), False)
         if change.changed:
             require_writable(file.real)
         changes[file.real] = change
     return tuple(changes.values())
+
+
+def _change(file: DefinitionFile, moves: t.Sequence[Move]) -> DefinitionChange:
+    # Bytes that are no UTF-8 come out as they went in.
+    text = file.content.decode("utf-8", "surrogateescape")
+    try:
+        after, drives = rewrite(text, moves)
+    except Unsure as exc:
+        raise _unsafe(file.path, exc) from exc
+    return DefinitionChange(file.path, file.real, file.content, after.encode("utf-8", "surrogateescape"), drives)
 
 
 def unmentioned(changes: t.Iterable[DefinitionChange], moves: t.Iterable[Move]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._block.startup import parse_startup
-from .cold_boot_tokens import Node, Word, in_comment, node_at, nodes_on
+from .cold_boot_tokens import CUT_OFF, Node, Word, in_comment, node_at, nodes_on
 
 # A path begins after one of these and ends before one of those; anything else makes it part of a longer one.
 _BEFORE = r"(?:^|(?<=[\s\"'=,(\[<>;|&`])|(?<=file:))(?<!,,)"
@@ -37,13 +38,17 @@ class Unsure(Exception):
 
 @dataclass(frozen=True)
 class Move:
-    """Where ``drive`` was to start from any of ``old``, it is to start from ``new``. Several for one drive are fine."""
+    """Where ``drive`` was to start from any of ``old``, it is to start from ``new``. Several for one drive are fine.
+
+    ``explicit_backing``: QEMU was given the backing image of the old one by name, even if the text does not show it.
+    """
 
     drive: str
     old: tuple[str, ...]
     new: str
     old_format: str
     new_format: str
+    explicit_backing: bool = False
 
     @property
     def same_format(self) -> bool:
@@ -87,7 +92,7 @@ def _pending(text: str, moves: t.Sequence[Move]) -> list[Move]:
     As a rule the old path is in the text or is not. Where the new image of one drive is the old one of another (two
     that swapped places), the path alone tells nothing: which drive it is given to decides.
     """
-    moves = [Move(m.drive, tuple(o for o in m.old if o != m.new), m.new, m.old_format, m.new_format) for m in moves]
+    moves = [dataclasses.replace(move, old=tuple(old for old in move.old if old != move.new)) for move in moves]
     tangled = [m for m in moves if any(m.drive != n.drive and (m.new in n.old or n.new in m.old) for n in moves)]
     if not tangled:
         return moves
@@ -145,7 +150,7 @@ def _exchanged(text: str, match: re.Match[str], spelling: _Spelling) -> t.Iterat
     yield Word(match.start(), match.end(), _written(move, match.group(), spelling, node.language))
     above = nodes_on(text, node.apart) if node.apart else []
     for owner in above or [node]:
-        obstacle = owner.obstacle(move.same_format)
+        obstacle = CUT_OFF if move.explicit_backing else owner.obstacle(move.same_format)
         if obstacle:
             raise Unsure(move, obstacle)
     if not move.same_format:
@@ -197,6 +202,10 @@ def _json_in_quotes(path: str) -> str:
     return _json_wide(path).replace("\\", "\\\\").replace('"', '\\"')
 
 
+def _json_twice(path: str) -> str:
+    return _json(_json(path))
+
+
 def _shell(path: str) -> str:
     return re.sub(r"([^\w./@%+:,~-])", r"\\\1", path)
 
@@ -205,4 +214,4 @@ def _shell_doubled(path: str) -> str:
     return _doubled(_shell(path))
 
 
-_ENCODINGS = (_plain, _doubled, _json, _json_wide, _json_in_quotes, _shell, _shell_doubled)
+_ENCODINGS = (_plain, _doubled, _json, _json_wide, _json_in_quotes, _json_twice, _shell, _shell_doubled)

@@ -15,6 +15,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
+CUT_OFF = "its node names the backing image itself, so the new image would be cut off from its chain"
 # What another image in the same place would not have, or would have differently.
 _ALWAYS_OWN = frozenset({"data-file", "encrypt"})
 _FORMAT_OWN = frozenset({
@@ -55,7 +56,7 @@ class Node:
     def obstacle(self, same_format: bool) -> str | None:
         """Why another image cannot simply take the place of this one."""
         if "backing" in self.options:
-            return "its node names the backing image itself, so the new image would be cut off from its chain"
+            return CUT_OFF
         own = sorted(self.options & (_ALWAYS_OWN if same_format else _ALWAYS_OWN | _FORMAT_OWN))
         return f"its node has options that are about the old image only ({', '.join(own)})" if own else None
 

@@ -17,9 +17,9 @@ from datetime import datetime, timezone
 
 from .._errors import BlockOpsError
 from .._image import qemu_img
-from .._image.chain import Chain, Link, Rules, printable, rules_for, walk
+from .._image.chain import Chain, Link, Rules, printable, rules_for, snapshot_records, walk
 from .._image.qemu_img import Limits
-from .._image.snapshot_record import read_record
+from .._image.snapshot_record import SnapshotRecord
 from .._image.users import holders
 from ._outcome import Outcome
 
@@ -121,18 +121,21 @@ def _from_headers(chain: Chain) -> dict[str, t.Any]:
         "dirty": None,
         "snapshots": [],
         "bitmaps": [],
-        "chain": [link_result(link) for link in chain.links],
+        "chain": chain_result(chain.links),
         "problems": [{**asdict(problem), "path": printable(problem.path)} for problem in chain.problems],
         "check": None,
         "check_skipped": None,
     }
 
 
-def link_result(link: Link) -> dict[str, t.Any]:
-    """One image of a chain as modules return it."""
+def chain_result(links: t.Sequence[Link]) -> list[dict[str, t.Any]]:
+    """A chain as modules return it, the active image first."""
+    return [_link_result(link, record) for link, record in zip(links, snapshot_records(links))]
+
+
+def _link_result(link: Link, record: SnapshotRecord | None) -> dict[str, t.Any]:
     header = link.header
     backing = header.backing_file if header is not None else None
-    record = read_record(link.real)
     return {
         "path": printable(link.path),
         "format": link.format,

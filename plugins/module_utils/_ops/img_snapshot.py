@@ -166,7 +166,7 @@ async def _outcome(link: Link, state: State, plan: Plan, request: SnapshotReques
     elif plan.action == "delete":
         snapshots = [entry for entry in snapshots if entry["name"] != request.name]
     result = {
-        "path": request.path,
+        "image": request.path,
         "snapshots": snapshots,
         "removed_bitmaps": list(plan.remove_bitmaps),
     }

@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from .._block.names import bitmap_name, parse_bitmap
 from .._errors import ImageInUse
 from .._image import qemu_img
-from .._image.chain import Link, rules_for
+from .._image.chain import Link, rules_for, snapshot_records
 from .._image.dependents import dependents
 from .._image.snapshot_record import PRESENT, SnapshotRecord, read_record
 from .._image.snapshot_table import has_data
 from .._image.users import holders
 from ._outcome import Outcome
-from .img_info import bitmap_result, link_result, safe_chain
-from .img_snapshot_swap import Swap, free_name, lies_below, recover, swap
+from .img_info import bitmap_result, chain_result, safe_chain
+from .img_snapshot_swap import Swap, free_name, recover, swap
 from .img_snapshot_types import (
     DELETE,
     ImageHasDependents,
@@ -41,11 +41,15 @@ from .img_snapshot_types import (
 
 @dataclass(frozen=True)
 class Found:
-    """Where the snapshot is in a chain: right below the overlay ``links[number]``, which has ``record``."""
+    """Where the snapshot is in a chain: right below the overlay ``links[number]``, which has ``record``.
+
+    ``described`` is the chain as it was found, for the result.
+    """
 
     links: tuple[Link, ...]
     number: int
     record: SnapshotRecord
+    described: tuple[dict[str, t.Any], ...]
 
     @property
     def snapshot(self) -> Link:
@@ -89,9 +93,12 @@ async def apply_external(request: SnapshotRequest) -> Outcome:
 
 def _find(request: SnapshotRequest) -> Found:
     links = safe_chain(request.path, "qcow2", rules_for(request.path, request.directories))
-    records = [_valid_record(overlay, below) for overlay, below in zip(links, links[1:])]
+    records = snapshot_records(links)
+    described = tuple(chain_result(links))
     matching = [
-        Found(links, number, record) for number, record in enumerate(records) if record and record.name == request.name
+        Found(links, number, record, described)
+        for number, record in enumerate(records)
+        if record and record.name == request.name
     ]
     if not matching:
         known = ", ".join(record.name for record in records if record) or "none"
@@ -100,12 +107,6 @@ def _find(request: SnapshotRequest) -> Found:
         overlays = ", ".join(found.record.overlay for found in matching)
         raise SnapshotAmbiguous(image=request.path, name=request.name, ids=overlays)
     return matching[0]
-
-
-def _valid_record(overlay: Link, below: Link) -> SnapshotRecord | None:
-    """A record tells the truth while the image below is the one it names (also after both were moved together)."""
-    record = read_record(overlay.real)
-    return record if record is not None and lies_below(record, overlay.real, below.real) else None
 
 
 async def _plan(found: Found, request: SnapshotRequest) -> Swap | None:
@@ -161,12 +162,17 @@ def _refuse_dependents(found: Found, doomed: t.Sequence[str], request: SnapshotR
     """Nothing may be based on the active image, which gets another content; nor on what is deleted."""
     directories = {os.path.dirname(link.real) for link in found.links} | set(request.directories)
     for image in {found.links[0].real, *doomed}:
-        others = [path for path in dependents(image, directories) if os.path.realpath(path) not in doomed]
+        others = [path for path in dependents(image, directories) if not _is_one_of(path, doomed)]
         if others:
             doing = "deleted" if image in doomed else "replaced"
             raise ImageHasDependents(image=image, doing=doing, dependents=", ".join(others))
-        if image in doomed:
+        if image in doomed and image != found.links[0].real:  # that one is looked at already, and held by us
             refuse_in_use(image)
+
+
+def _is_one_of(path: str, images: t.Iterable[str]) -> bool:
+    """Under any name: a killed run may have left the active image a second one."""
+    return any(os.path.samefile(path, image) for image in images)
 
 
 def _backing_name(path: str, active: str, snapshot: str) -> str:
@@ -197,7 +203,7 @@ async def _bitmaps(snapshot: Link) -> tuple[tuple[str, int], ...]:
 
 
 def _outcome(request: SnapshotRequest, found: Found, plan: Swap | None, recovered: t.Sequence[str] = ()) -> Outcome:
-    before = [link_result(link) for link in found.links]
+    before = list(found.described)
     after, discarded, left = before, [], []
     if plan is not None:
         top = {
@@ -216,7 +222,7 @@ def _outcome(request: SnapshotRequest, found: Found, plan: Swap | None, recovere
         discarded = [_discarded(link, plan) for link in found.branch if link.real in (plan.active, *plan.delete)]
         left = [link.path for link in found.branch if link.real not in (plan.active, *plan.delete)]
     result = {
-        "path": request.path,
+        "image": request.path,
         "chain": after,
         "discarded": discarded,
         "discarded_bytes": sum(link.allocated for link in found.branch) if plan is not None else 0,

@@ -70,12 +70,6 @@ def free_name(active: str, *, delete: bool) -> str:
     return next(name for name in names if not os.path.lexists(name) and not os.path.lexists(record_path(name)))
 
 
-def lies_below(record: SnapshotRecord, overlay: str, image: str) -> bool:
-    """Whether ``image`` is the snapshot that the record beside ``overlay`` speaks of (real paths)."""
-    moved = os.path.join(os.path.dirname(overlay), os.path.basename(record.image))
-    return image in (os.path.realpath(record.image), os.path.realpath(moved))
-
-
 async def swap(plan: Swap) -> None:
     """Do it.
 

@@ -89,7 +89,7 @@ def plan_overlay(scene: Scene, drive: Drive, below: Layer, taken: t.Container[st
     record = SnapshotRecord(
         name=options.name,
         drive=drive.name,
-        overlay=_free_path(drive, _path(scene, drive, below, what)),
+        overlay=_free_path(drive, _path(scene, drive, below, what), scene.gone),
         image=below.file,
         image_format=below.driver,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -110,6 +110,11 @@ def _path(scene: Scene, drive: Drive, below: Layer, what: str) -> str:
             reason=f"its image {below.file} is no file, so there is no directory to put the overlay in",
             way_out="Say overlay_directory, a directory on storage that has room for what the guest writes.",
         )
+    if below.protocol == "file" and not os.path.exists(below.file):
+        # QEMU may tell a name relative to a directory it has left since (-daemonize), or the file was moved.
+        reason = f"QEMU names its image {below.file}, and there is no such file"
+        way_out = "Start the VM with absolute paths of its images."
+        raise DriveUnsuited(drive=drive.name, vm=scene.vm.name, what=what, reason=reason, way_out=way_out)
     directory = directory or os.path.dirname(below.file)
     if not os.path.isdir(directory):
         raise FileFailed(path=directory, doing="looking for the directory of the overlays", reason="there is none")
@@ -119,12 +124,12 @@ def _path(scene: Scene, drive: Drive, below: Layer, what: str) -> str:
     return os.path.join(directory, name)
 
 
-def _free_path(drive: Drive, path: str) -> str:
+def _free_path(drive: Drive, path: str, gone: t.Container[str]) -> str:
     """The path itself, or with a number when an overlay of ours has it (a branch that was kept aside)."""
     stem, extension = os.path.splitext(path)
     candidate = path
     for number in range(2, _MOST):
-        if not os.path.lexists(candidate) and not os.path.lexists(record_path(candidate)):
+        if candidate in gone or not os.path.lexists(candidate) and not os.path.lexists(record_path(candidate)):
             return candidate
         if read_record(candidate) is None:
             break

@@ -55,7 +55,8 @@ class BootFiles:
         known = dict(list(olds.items())[:depth])
         if started is not None and not started.temporary:
             fmt = started.format or (known[started.file].old_format if started.file in known else drive.active.driver)
-            known[started.file] = Move(drive.name, (started.file, started.spelled), new, fmt, new_format)
+            spellings = (started.file, started.spelled)
+            known[started.file] = Move(drive.name, spellings, new, fmt, new_format, started.explicit_backing)
         yield from (move for file, move in known.items() if file != new)
 
     def drift(self, actives: Actives) -> list[dict[str, str]] | None:
@@ -75,6 +76,8 @@ class BootFiles:
         """Unless every drifting drive's new image is named by a definition file, a cold start is dangerous."""
         if self.startup is None:
             yield f"Whether a cold start would find the right images is not known: {self.reason}."
+        for gap in self.startup.gaps if self.startup is not None else ():
+            yield f"How a cold start would find its images is known in part only: {gap}."
         stale = [drift for drift in self.drift(actives) or () if not rewriting.speaks_of(drift["drive"])]
         if stale:
             drives = "; ".join(f"{drift['drive']} with {drift['old']}, and runs on {drift['new']}" for drift in stale)

@@ -53,7 +53,7 @@ async def present(scene: Scene) -> Outcome:
     boot = await snapshot_boot.look(scene)
     if there:
         return _unchanged(scene, there, selection, boot, recovered)
-    nodes = set(await read_nodes(scene.session))
+    nodes = set(scene.vm.nodes)
     overlays = [plan_overlay(scene, drive, drive.active, nodes, _WHAT) for drive in selection.drives]
     actives = {overlay.drive.name: (overlay.path, "qcow2") for overlay in overlays}
     rewriting = boot.plan(boot.moves(actives))  # refuses what it cannot do, before anything is touched

@@ -30,9 +30,7 @@ class SnapshotNameNumeric(BlockOpsError):
 
 
 class SnapshotAmbiguous(BlockOpsError):
-    template = (
-        "The image {image} of drive {drive} of VM {vm} has several snapshots that {snapshot} may mean (ids {ids})."
-    )
+    template = "The image {image} of drive {drive} of VM {vm} has several snapshots for the name {snapshot} ({ids})."
     advice = (
         "Nothing was touched. Another tool made them; remove those that are not wanted by their ids, with QEMU's "
         "blockdev-snapshot-delete-internal-sync."
@@ -55,7 +53,7 @@ class Holding:
 
 
 def names_of(vm: Vm, kind: str) -> set[str]:
-    """Names of the snapshots of this kind. A memory snapshot keeps the memory in one image and is plain in the others."""
+    """Names of the snapshots of this kind. A memory snapshot has the memory in one image; in the others it is plain."""
     memory, every = set(), set()
     for drive in vm.drives:
         for snapshot in drive.active.snapshots if not drive.empty else ():

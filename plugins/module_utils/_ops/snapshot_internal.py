@@ -27,8 +27,8 @@ class NotWhileRunning(BlockOpsError):
         "uses, and the VM's memory is not in the snapshot."
     )
     advice = (
-        "Nothing was touched. Switch the VM off and use qemu_img_snapshot with state=applied on its images, or the role "
-        "vm_rollback, which does both and starts it again."
+        "Nothing was touched. Switch the VM off and use qemu_img_snapshot with state=applied on its images, or the "
+        "role vm_rollback, which does both and starts it again."
     )
 
 
@@ -90,15 +90,16 @@ async def absent(scene: Scene) -> Outcome:
     drives = [holding.drive for holding in held]
     commands = [_deletion(holding) for holding in held]
     before, after = common.inside(drives), common.inside(drives, minus=scene.options.name)
-    if not scene.check_mode:
-        for number, command in enumerate(commands):
-            try:
-                await scene.session.execute(command)
-            except CommandFailed as exc:
-                raise _not_removed(scene, held, number, exc) from exc
-    known = {"commands": [command.to_result() for command in commands]}
-    result = vm_result(scene, INTERNAL, "removed", common.drive_results(drives), **known)
-    return Outcome(True, result, before, after)
+    known: dict[str, t.Any] = {"drives": common.drive_results(drives)}
+    if scene.check_mode:
+        known["commands"] = [command.to_result() for command in commands]
+        return Outcome(True, vm_result(scene, INTERNAL, "removed", **known), before, after)
+    for number, command in enumerate(commands):
+        try:
+            await scene.session.execute(command)
+        except CommandFailed as exc:
+            return Outcome(number > 0, error=_not_removed(scene, held, number, exc))
+    return Outcome(True, vm_result(scene, INTERNAL, "removed", **known), before, after)
 
 
 def _deletion(holding: Holding) -> Command:

@@ -23,7 +23,7 @@ from .snapshot_options import Scene
 from .snapshot_recovery import recover
 from .snapshot_report import Chains, chains, drive_result, vm_result
 from .snapshot_view import View, refuse_while_jobs_run
-from .vm import read_nodes, read_vm
+from .vm import read_drives, read_nodes, read_vm
 
 
 class MergeFailed(BlockOpsError):
@@ -108,7 +108,8 @@ async def _merge(scene: Scene, merge: Merge, rewriting: Rewriting, done: _Done) 
             job = await _ended(scene, merge, watcher, done)
     rewriting.write()
     await _book(scene, merge, done)
-    await scene.session.command("job-dismiss", id=job.id)
+    if job.status == "concluded":
+        await scene.session.command("job-dismiss", id=job.id)
     await _renumber(scene, merge, done)
 
 
@@ -129,7 +130,20 @@ async def _run(scene: Scene, merge: Merge, watcher: Watch, done: _Done) -> Job:
 
 async def _ended(scene: Scene, merge: Merge, watcher: Watch, done: _Done) -> Job:
     job = (await watcher.until_ended([merge.job], _deadline(scene)))[merge.job]
-    return await _judged(scene, merge, job, done, ("concluded",))
+    if job is None and merge.how == "stream":
+        # A stream's job goes by itself; whether it came to its end is seen by the chain.
+        said = watcher.said(merge.job)
+        status = "null" if await _streamed(scene, merge) else "concluded"
+        job = Job(merge.job, "stream", status, 0, 0, error=None if status == "null" else said or "it was cancelled")
+    return await _judged(scene, merge, job, done, ("concluded", "null"))
+
+
+async def _streamed(scene: Scene, merge: Merge) -> bool:
+    """Whether the image below is no longer in the drive's chain."""
+    drives, _nodes = await read_drives(scene.session)
+    drive = next((drive for drive in drives if drive.name == merge.placed.drive.name), None)
+    nodes = {layer.node for layer in drive.layers} if drive is not None else set()
+    return merge.placed.overlay.node in nodes and merge.placed.image.node not in nodes
 
 
 async def _judged(scene: Scene, merge: Merge, job: Job | None, done: _Done, good: t.Container[str]) -> Job:

@@ -88,7 +88,8 @@ def _commit(scene: Scene, placed: Placed) -> Merge:
         "top-node": placed.overlay.node,
         "base-node": placed.image.node,
         "on-error": "report",
-        **_common(scene),
+        "auto-dismiss": False,
+        **_speed(scene),
     }
     if above is not None:
         arguments["backing-file"] = backing_name(above.file, placed.image.file)
@@ -109,7 +110,10 @@ def _stream(scene: Scene, placed: Placed) -> Merge:
         "job-id": snapshot_object(placed.record.name, placed.drive.name, "stream"),
         "device": placed.overlay.node,
         "on-error": "report",
-        **_common(scene),
+        # Not kept for us to look at: until it is dismissed the stream's filter is left in the graph without a child,
+        # and query-named-block-nodes, by whomever, then ends QEMU (7.2: bdrv_refresh_filename).
+        "auto-dismiss": True,
+        **_speed(scene),
     }
     if below < len(layers):
         arguments["base-node"] = layers[below].node
@@ -126,15 +130,15 @@ def _stream(scene: Scene, placed: Placed) -> Merge:
     )
 
 
-def _common(scene: Scene) -> dict[str, t.Any]:
-    speed = {} if scene.options.bandwidth is None else {"speed": scene.options.bandwidth}
-    return {"auto-dismiss": False, **speed}
+def _speed(scene: Scene) -> dict[str, t.Any]:
+    return {} if scene.options.bandwidth is None else {"speed": scene.options.bandwidth}
 
 
 def _refuse_users(scene: Scene, view: View, merge: Merge) -> None:
     """Nobody else may be based on an image that changes (commit: the one below) or goes."""
     layers = merge.placed.drive.layers
     own = {os.path.realpath(layer.file) for layer in layers if layer.protocol == "file"}
+    own |= {os.path.realpath(file) for file in scene.gone}
     touched = [merge.doomed] if merge.doomed is not None else []
     if merge.how == "commit" and merge.placed.image.protocol == "file":
         touched.append(merge.placed.image.file)

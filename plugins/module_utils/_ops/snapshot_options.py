@@ -118,7 +118,10 @@ def _wrong(options: SnapshotOptions) -> str | None:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one VM's operation works with: the connection, the VM as it was observed last, and what was asked for."""
+    """What one VM's operation works with: the connection, the VM as it was observed last, and what was asked for.
+
+    ``gone``: files that check mode has to take for deleted, because cleaning up would have deleted them by now.
+    """
 
     session: Session
     vm: Vm
@@ -126,6 +129,7 @@ class Scene:
     options: SnapshotOptions
     guard: ThawGuard | None = None
     group: Rendezvous | None = None
+    gone: frozenset[str] = frozenset()
 
     @property
     def check_mode(self) -> bool:

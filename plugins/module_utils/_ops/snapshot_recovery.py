@@ -83,7 +83,7 @@ async def recover(scene: Scene) -> tuple[Scene, View, list[str]]:
     if not recovery.needed:
         return scene, view, []
     if scene.check_mode:
-        return scene, _as_if_done(view, recovery), recovery.sentences()
+        return _without(scene, recovery), _as_if_done(view, recovery), recovery.sentences()
     await _execute(scene, recovery)
     scene = dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
     return scene, await asyncio.to_thread(look, scene), recovery.sentences()
@@ -174,6 +174,17 @@ def _after_stream(placed: Placed) -> t.Iterator[SnapshotRecord]:
         yield dataclasses.replace(lower, overlay=placed.record.overlay, state=PRESENT)
 
 
+def _without(scene: Scene, recovery: Recovery) -> Scene:
+    vm = dataclasses.replace(
+        scene.vm,
+        status="running" if recovery.resume else scene.vm.status,
+        nodes=tuple(node for node in scene.vm.nodes if node not in recovery.nodes),
+        jobs={name: job for name, job in scene.vm.jobs.items() if name not in recovery.jobs},
+    )
+    gone = {record.overlay for record in recovery.doomed} | set(recovery.forget)
+    return dataclasses.replace(scene, vm=vm, gone=frozenset(gone))
+
+
 def _as_if_done(view: View, recovery: Recovery) -> View:
     settled = {record.overlay: record for record in recovery.settled}
     gone = {record.overlay for record in recovery.doomed} | set(recovery.forget)
@@ -188,6 +199,8 @@ def _as_if_done(view: View, recovery: Recovery) -> View:
 
 
 async def _execute(scene: Scene, recovery: Recovery) -> None:
+    if recovery.resume:
+        await scene.session.command("cont")  # first: the records that say so go with what they are about
     for record in recovery.settled:
         await asyncio.to_thread(write_record, record)
     for record in recovery.doomed:
@@ -204,5 +217,3 @@ async def _execute(scene: Scene, recovery: Recovery) -> None:
         await asyncio.to_thread(remove_overlay, record.overlay)
     for overlay in recovery.forget:
         await asyncio.to_thread(remove_record, overlay)
-    if recovery.resume:
-        await scene.session.command("cont")

@@ -81,8 +81,7 @@ async def reverted(scene: Scene) -> Outcome:
     boot = await snapshot_boot.look(scene)
     if not half_done and all(_fresh(each) for each in placed):
         return _current(scene, placed, boot, recovered)
-    nodes = set(await read_nodes(scene.session))
-    turns = [_plan(scene, each, nodes) for each in placed]
+    turns = _plan_all(scene, placed)
     _ask_leave(scene, turns)
     actives = {turn.drive.name: (turn.path, "qcow2") for turn in turns}
     rewriting = boot.plan(boot.moves(actives))
@@ -161,11 +160,25 @@ def _tables(layer: Layer) -> int:
     return (3 + -(-entries * 8 // cluster)) * cluster
 
 
-def _plan(scene: Scene, placed: Placed, nodes: set[str]) -> Turn:
-    if placed.record.state == REVERTING and placed.active:
-        return Turn(placed, None, placed.record.discards, 0)
-    overlay = plan_overlay(scene, placed.drive, placed.image, nodes, _WHAT)
+def _plan_all(scene: Scene, placed: list[Placed]) -> list[Turn]:
+    """Go on where a killed run ended; but never put some drives of a guest that runs back further than the others."""
+    back = [_is_back(each) for each in placed]
+    anew = scene.vm.running and not all(back)
+    return [
+        Turn(each, None, each.record.discards, 0) if done and not anew else _plan(scene, each)
+        for each, done in zip(placed, back)
+    ]
+
+
+def _is_back(placed: Placed) -> bool:
+    return placed.record.state == REVERTING and placed.active
+
+
+def _plan(scene: Scene, placed: Placed) -> Turn:
+    overlay = plan_overlay(scene, placed.drive, placed.image, scene.vm.nodes, _WHAT)
     branch = tuple(layer.file for layer in placed.drive.layers[: placed.index + 1])
+    if placed.record.state == REVERTING:
+        branch += placed.record.discards  # of a run that was killed before it disposed of them
     record = overlay.record.in_state(
         REVERTING,
         running=scene.vm.running,
@@ -258,7 +271,8 @@ async def _dispose(scene: Scene, turns: list[Turn], deleted: t.Sequence[str]) ->
                 await asyncio.to_thread(_dispose_of, file, file in deleted)
             except BlockOpsError as exc:
                 warnings.append(f"The discarded overlay {file} was left as it is: {exc}")
-        # Only now is it over: killed before, the next run still knows what is to be disposed of.
+    # Only now is it over: killed before, the next run still knows what is to be disposed of.
+    for turn in turns:
         record = read_record(turn.path)
         if record is not None:
             await asyncio.to_thread(write_record, record.in_state(PRESENT, discards=()))
@@ -278,9 +292,9 @@ def _fate(scene: Scene, view: View, turns: t.Iterable[Turn]) -> tuple[list[str],
     """Which files of the branches are kept and which deleted: only ours, and only if nothing else is based on them."""
     kept, deleted = [], []
     branch = [file for turn in turns for file in turn.branch]
-    own = {os.path.realpath(file) for file in branch}
+    own = {os.path.realpath(file) for file in (*branch, *scene.gone)}
     for file in branch:
-        if not os.path.exists(file):
+        if file in scene.gone or not os.path.exists(file):
             continue
         ours = scene.options.discarded == "delete" and read_record(file) is not None
         based = (

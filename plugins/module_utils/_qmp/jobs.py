@@ -85,6 +85,17 @@ class Watch:
     def __init__(self, session: Session, listener: t.Any) -> None:
         self._session = session
         self._listener = listener
+        self._said: dict[str, str] = {}
+
+    def said(self, job_id: str) -> str | None:
+        """The error a job ended with, also when QEMU no longer knows the job (one that is dismissed by itself)."""
+        for event in self._listener.clear():
+            self._note(event)
+        return self._said.get(job_id)
+
+    def _note(self, event: t.Any) -> None:
+        if event["event"] == "BLOCK_JOB_COMPLETED" and "error" in event["data"]:
+            self._said[event["data"]["device"]] = event["data"]["error"]
 
     async def until_ended(
         self, ids: t.Collection[str], deadline: float | None, *, fresh: bool = False
@@ -131,6 +142,7 @@ class Watch:
                 event = await asyncio.wait_for(self._listener.get(), left)
             except asyncio.TimeoutError:
                 return
+            self._note(event)
             data = event["data"]
             about = data.get("id", data.get("device"))
             # Other states pass by themselves. A job that stalls says so with BLOCK_JOB_ERROR, which has no status;
@@ -156,7 +168,7 @@ class watch:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._context = session.events("JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR")
+        self._context = session.events("JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED")
 
     def __enter__(self) -> Watch:
         return Watch(self._session, self._context.__enter__())

@@ -187,6 +187,9 @@ def test_doubled_commas() -> None:
 def test_gaps() -> None:
     assert startup_gaps(["q", "-hda", "x"]) == ()
     assert "vm.cfg" in startup_gaps(["q", "-readconfig", "vm.cfg", "-set", "drive.d.file=x"])[0]
+    assert startup_gaps(["q", "-daemonize", "-hda", "/x", "-hdb", "nbd:h:1"]) == ()
+    (gap,) = startup_gaps(["q", "-daemonize", "-hda", "x"])
+    assert gap.startswith("x is relative")
 
 
 @pytest.mark.parametrize(

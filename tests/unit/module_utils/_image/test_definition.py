@@ -39,19 +39,25 @@ def test_a_link_leads_to_the_file(file: Path, tmp_path: Path) -> None:
     assert (found.path, found.real, found.content) == (str(link), str(file), b"old\n")
 
 
-@pytest.mark.parametrize("kind", ["missing", "relative", "directory", "fifo", "big", "dangling"])
+@pytest.mark.parametrize("kind", ["missing", "relative", "directory", "fifo", "dangling"])
 def test_what_cannot_be_a_start_up_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     if kind == "directory":
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    elif kind == "big":
-        path.write_bytes(bytes((1 << 22) + 1))
     elif kind == "dangling":
         path.symlink_to("nowhere")
     with pytest.raises(DefinitionUnreadable):
         read_definition("relative" if kind == "relative" else str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(b"", True), (b"\xff\r\n", True), (b"a\0", False), (b"a" * ((1 << 22) + 2), False)]
+)
+def test_firmware_variables_are_told_from_texts(file: Path, content: bytes, text: bool) -> None:
+    file.write_bytes(content)
+    assert read_definition(str(file)).text is text
 
 
 @ROOT_ONLY

@@ -34,8 +34,8 @@ attributes:
   idempotent:
     support: partial
     details:
-      - With O(state=reverted) a second run goes back again if anything has been written since the first, which a running
-        guest does all the time.
+      - With O(state=reverted) a second run goes back again if anything has been written since the first, and a running
+        guest writes all the time.
 options:
   vms:
     description:
@@ -148,6 +148,11 @@ options:
       - After that the task fails, and the job goes on. Run again to follow it further.
     type: float
 notes:
+  - While the memory of a guest is written or read, the guest stands still, and QEMU answers no other monitor.
+    RV(vms[].transaction_ms) says for how long. With O(group) only the beginnings are at one instant then.
+  - QEMU refuses to go back inside an image that has dirty bitmaps. Those of this collection are removed, so the next
+    backup after going back to a memory snapshot is a full one. Those of other tools make it fail before anything happens.
+  - QEMU takes a name of digits only for an id, so internal and memory snapshots cannot have such names.
   - Keep snapshots for hours or days. They are no backups, because they live on the same storage as what they protect.
   - A VM with running block jobs, such as a backup, is refused and not touched.
 seealso:
@@ -231,7 +236,11 @@ vms:
               O(state=reverted); null otherwise.
           type: int
           returned: always
-        bitmaps: {description: Dirty bitmaps that go on in the new overlay., type: list, elements: str, returned: always}
+        bitmaps:
+          description: Dirty bitmaps that go on in the new overlay.
+          type: list
+          elements: str
+          returned: always
     skipped:
       description: Drives that were left out, with C(name) and C(reason).
       type: list
@@ -243,12 +252,21 @@ vms:
       returned: success
     point: {description: When the snapshot was taken (UTC)., type: str, returned: success}
     freeze_ms: {description: Milliseconds the guest was frozen; null if it was not., type: float, returned: success}
-    transaction_ms: {description: Milliseconds of the snapshot's transaction., type: float, returned: success}
+    transaction_ms:
+      description:
+        - Milliseconds of the snapshot's transaction. With O(state=reverted), and for a memory snapshot, for how many
+          milliseconds the guest stood still.
+      type: float
+      returned: success
     group_spread_ms:
       description: Milliseconds within which all VMs of the group have their snapshots; null without O(group).
       type: float
       returned: success
-    recovered: {description: What a killed run had left and was cleaned up., type: list, elements: str, returned: success}
+    recovered:
+      description: What a killed run had left and was (or would be) cleaned up.
+      type: list
+      elements: str
+      returned: success
     deleted: {description: Files that were (or would be) deleted., type: list, elements: str, returned: success}
     kept:
       description: Files that nothing uses any more and that were left where they are.
@@ -263,7 +281,8 @@ vms:
       elements: dict
       returned: success
     definition:
-      description: Definition files that were (or would be) rewritten, with C(path) and C(backup), the copy of the old one.
+      description:
+        - Definition files that were (or would be) rewritten, with C(path) and C(backup), the copy of the old one.
       type: list
       elements: dict
       returned: success

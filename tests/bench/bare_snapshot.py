@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from bare import _ask, _create
+from bare import _ask, _create  # type: ignore[import-not-found]  # beside this script
 from qemu.qmp import QMPClient
 
 

@@ -3,8 +3,8 @@
 """Stop the module at an exact step: patches laid over the product from outside, inside the module's own process.
 
 A *boundary* is the moment before a step that may change something: a QMP command, a call of the guest agent, a step on
-the file system of ``_repository`` or of what else writes files (``OWNERS``). What a boundary leaves behind does not depend on how the process ends there, so
-"before each step, and after the last" is every state that a kill can leave.
+the file system of one of the ``OWNERS`` of files. What a boundary leaves behind does not depend on how the process ends
+there, so "before each step, and after the last" is every state that a kill can leave.
 
 ``prelude(Trap(...))`` is what ``start_module`` takes. A trap can also stop the process (SIGSTOP), so that a test does
 its worst at that very moment and lets it go on with SIGCONT: no sleeping, no guessing.

@@ -64,7 +64,7 @@ SHAPES: dict[str, dict[str, t.Any]] = {
 def test_whole_life(workdir: Path, qemu_factory: QemuFactory, shape: str, merge: str) -> None:
     qemu = qemu_factory("vm", [_drive(workdir, **SHAPES[shape])], paused=False, extra_args=IOTHREAD)
     shots = Shots(qemu, workdir)
-    shots.over_nbd = "iothread" not in shape
+    shots.threaded = "iothread" in shape
     live(shots, merge)
     shots.off()
 

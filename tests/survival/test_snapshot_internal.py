@@ -216,6 +216,20 @@ def test_qemu_refuses_one_drive_and_no_drive_has_it(vm: Qemu) -> None:
     assert failure(snapshot(vm, **KIND))["kind"] == "SnapshotIncomplete"
 
 
+def test_removing_fails_half_way(vm: Qemu) -> None:
+    """Another tool removes it from the second drive first."""
+    snapshot(vm, **KIND).ok()
+    params = {"name": "s1", "state": "absent", "vms": [{"name": vm.name, "socket": str(vm.socket)}], **KIND}
+    running = start_module("qmp_snapshot", params, prelude=prelude(Trap(label=f"after {DELETE}", sends=signal.SIGSTOP)))
+    os.waitpid(running.process.pid, os.WUNTRACED)
+    vm.command("blockdev-snapshot-delete-internal-sync", device="b-node", name="s1")
+    running.process.send_signal(signal.SIGCONT)
+    result = running.finish()
+    error = failure(result)
+    assert (error["kind"], error["done"], error["left"], result.changed) == ("SnapshotNotRemoved", "a", "b", True)
+    assert answer(snapshot(vm, "absent", **KIND))["status"] == "absent"
+
+
 @pytest.mark.parametrize("state", ["present", "absent"])
 def test_a_kill_at_any_step(vm: Qemu, workdir: Path, state: str) -> None:
     def ready() -> None:

@@ -57,8 +57,8 @@ class Scenario:
     def prepare(self, bench: SnapshotBench) -> None:
         """From any earlier round to where this task begins."""
         bench.sweep()
-        for name in ("s1", "s2"):
-            bench.one(name=name, state="absent", merge="commit")
+        while (active := bench.chain("d0")[0]) != bench.bases["d0"]:
+            bench.one(name=active.split(".")[-2].split("-")[0], state="absent", merge="commit")
         bench.points.clear()
         for name in self.before:
             bench.change()
@@ -92,8 +92,9 @@ def steps_of(bench: SnapshotBench, scenario: Scenario, log: Path) -> list[str]:
 
 
 def kill(bench: SnapshotBench, trap: Trap, **task: t.Any) -> None:
+    """Run into the trap. (A run with less to do than the one whose steps were counted may come to its end.)"""
     result = bench.run(trap, **task)
-    assert result.rc == -signal.SIGKILL, f"{trap} was never reached: {result}"
+    assert result.rc == -signal.SIGKILL or (trap.number is not None and not result.failed), f"{trap}: {result}"
 
 
 def guest_goes_on(bench: SnapshotBench, scenario: Scenario) -> None:
@@ -124,16 +125,17 @@ def finish_task(bench: SnapshotBench, scenario: Scenario, context: str) -> dict[
     assert written == [entry["path"] for entry in predicted["definition"]], context
     if scenario.reverts:
         bench.settle(bench.points[scenario.task["name"]], before)
-    kept = [file for file in done["kept"] if file not in bench.bases.values()]
-    kept += [file for file in bench.directory.glob("*.qcow2") if scenario.task.get("discarded") == "keep" and aside(bench, file)]
-    bench.expect(*scenario.after, kept=list(map(str, kept)))
+    bench.expect(*scenario.after, kept=kept(bench, scenario))
     if bench.defined:
         bench.expect_bootable()
     return done
 
 
-def aside(bench: SnapshotBench, file: Path) -> bool:
-    return not any(str(file) in bench.chain(drive) for drive in bench.bases)
+def kept(bench: SnapshotBench, scenario: Scenario) -> list[str]:
+    """The branches that reverts have kept aside, if they were to."""
+    used = {file for drive in bench.bases for file in bench.chain(drive)}
+    found = [str(file) for file in bench.directory.glob("*.qcow2") if str(file) not in used]
+    return found if scenario.task.get("discarded") == "keep" else []
 
 
 @pytest.mark.parametrize("defined", [False, True], ids=["", "definition"])
@@ -151,5 +153,5 @@ def test_a_kill_at_any_step_loses_nothing(snapshots: BenchFactory, workdir: Path
         if not scenario.reverts:
             assert not bench.one(**scenario.task)["changed"], context
         bench.change()
-        bench.expect(*scenario.after, kept=[str(file) for file in bench.directory.glob("d*.qcow2") if aside(bench, file)])
+        bench.expect(*scenario.after, kept=kept(bench, scenario))
     bench.finish()

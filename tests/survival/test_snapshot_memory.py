@@ -37,7 +37,8 @@ from support.inside import (
     sound,
     tags,
 )
-from support.module import run_module
+from support.killer import prelude
+from support.module import run_module, start_module
 
 KIND: dict[str, t.Any] = {"type": "memory"}
 BACK: dict[str, t.Any] = {"allow_reset": True, **KIND}
@@ -242,6 +243,27 @@ def test_bitmaps_of_others_are_in_the_way(vm: Qemu) -> None:
     vm.command("block-dirty-bitmap-remove", node="b-node", name="theirs")
     answer(snapshot(vm, "reverted", **BACK))
     assert is_old(vm, "a", "b")
+
+
+def test_a_load_that_fails_half_way_is_mended_by_the_next(vm: Qemu) -> None:
+    """A bitmap that another tool adds between our look and the load: drive a is back then, and b is not."""
+    snapshot(vm, **KIND).ok()
+    overwrite(vm, "a", "b")
+    params = {"name": "s1", "state": "reverted", "vms": [{"name": vm.name, "socket": str(vm.socket)}], **BACK}
+    running = start_module(
+        "qmp_snapshot", params, prelude=prelude(Trap(label="qmp snapshot-load", sends=signal.SIGSTOP))
+    )
+    os.waitpid(running.process.pid, os.WUNTRACED)
+    vm.command("block-dirty-bitmap-add", node="b-node", name="theirs")
+    running.process.send_signal(signal.SIGCONT)
+    result = running.finish()
+    error = failure(result)
+    assert (error["kind"], error["status"], result.changed) == ("MemoryNotLoaded", "restore-vm", True)
+    assert (is_old(vm, "a"), is_old(vm, "b"), vm.jobs()) == (True, False, [])
+    assert failure(snapshot(vm, "reverted", **BACK))["kind"] == "BitmapsInTheWay"
+    vm.command("block-dirty-bitmap-remove", node="b-node", name="theirs")
+    answer(snapshot(vm, "reverted", **BACK))
+    assert (status(vm), is_old(vm, "a", "b")) == ("running", True)
 
 
 def test_backups_before_across_and_after(bench_factory: BenchFactory) -> None:

@@ -235,9 +235,9 @@ def _layer(node: Raw, storage: Raw, directory: str | None) -> Layer:
         encrypted=bool(node.get("encrypted") or image.get("encrypted")),
         cluster_size=image.get("cluster-size", 65536),
         bitmaps=tuple(_bitmap(raw) for raw in node.get("dirty-bitmaps", ()) if raw.get("name")),
-        direct=node["cache"]["direct"],
-        no_flush=node["cache"]["no-flush"],
-        detect_zeroes=node["detect_zeroes"],
+        direct=node.get("cache", {}).get("direct", False),
+        no_flush=node.get("cache", {}).get("no-flush", False),
+        detect_zeroes=node.get("detect_zeroes", "off"),
         snapshots=tuple(_snapshot(raw) for raw in image.get("snapshots", ())),
     )
 

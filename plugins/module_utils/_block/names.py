@@ -78,7 +78,7 @@ def is_ours(name: str) -> bool:
 
 
 def snapshot_object(snapshot: str, drive: str, role: str) -> str:
-    """Name of a job or a short-lived node that works on one snapshot of one drive; a next run finds it again by that."""
+    """Name of a job or short-lived node that works on one snapshot of one drive; a next run finds it again by that."""
     digest = hashlib.sha256(f"{snapshot}\0{drive}".encode()).hexdigest()
     return f"bos-{digest[:8]}-{role}"
 

@@ -68,7 +68,7 @@ def read_record(overlay: str) -> SnapshotRecord | None:
         fd = os.open(record_path(overlay), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as stream:
             raw = json.loads(stream.read(_LIMIT))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return _parse(raw, overlay)
 

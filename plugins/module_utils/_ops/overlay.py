@@ -129,7 +129,7 @@ def _free_path(drive: Drive, path: str, gone: t.Container[str]) -> str:
     stem, extension = os.path.splitext(path)
     candidate = path
     for number in range(2, _MOST):
-        if candidate in gone or not os.path.lexists(candidate) and not os.path.lexists(record_path(candidate)):
+        if candidate in gone or (not os.path.lexists(candidate) and not os.path.lexists(record_path(candidate))):
             return candidate
         if read_record(candidate) is None:
             break

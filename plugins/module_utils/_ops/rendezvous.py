@@ -33,7 +33,7 @@ class Rendezvous:
 
     def __init__(self, members: int) -> None:
         self._members = members
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[bool]] = []
         self._culprit: str | None = None
         self._instant: _Instant | None = None
 
@@ -54,14 +54,16 @@ class Rendezvous:
 
         :raise GroupBroken: one of them failed, or did not come in time.
         """
+        all_came = False
         if self._culprit is None:
-            arrival = asyncio.get_running_loop().create_future()
+            arrival: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._waiting.append(arrival)
             self._release_if_all()
             done, _pending = await asyncio.wait({arrival}, timeout=timeout)
             if not done:
                 self._break("another one (it did not come in time)")
-        if self._culprit is not None:
+            all_came = arrival.result()
+        if not all_came:
             raise GroupBroken(vm=vm, culprit=self._culprit)
 
     def note(self, first: float, last: float) -> None:
@@ -77,14 +79,14 @@ class Rendezvous:
     def _break(self, culprit: str) -> None:
         if self._culprit is None:
             self._culprit = culprit
-        self._release()
+        self._release(all_came=False)
 
     def _release_if_all(self) -> None:
         if self._waiting and len(self._waiting) >= self._members:
-            self._release()
+            self._release(all_came=True)
 
-    def _release(self) -> None:
+    def _release(self, *, all_came: bool) -> None:
         for arrival in self._waiting:
             if not arrival.done():
-                arrival.set_result(None)
+                arrival.set_result(all_came)
         self._waiting = []

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import typing as t
+from datetime import datetime, timezone
 
 from .._block.graph import Drive
 from .._block.names import parse_bitmap
@@ -167,8 +167,7 @@ async def _take(scene: Scene, overlays: list[Overlay], command: Command, rewriti
 
 
 def _moment(frozen: Frozen) -> str:
-    assert frozen.point is not None
-    return frozen.point.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (frozen.point or datetime.now(timezone.utc)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _drive_result(overlay: Overlay) -> dict[str, t.Any]:

@@ -89,7 +89,8 @@ async def _merge_drive(scene: Scene, name: str, done: _Done) -> Scene:
         boot = await snapshot_boot.look(scene)
         rewriting = boot.plan(boot.moves(_actives([merge])))
         await _merge(scene, merge, rewriting, done)
-        done.definition += rewriting.result(False)
+        named = {entry["path"] for entry in done.definition}
+        done.definition += [entry for entry in rewriting.result(False) if entry["path"] not in named]
         done.drives.append(_drive_result(merge))
         scene = dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
     return scene
@@ -107,9 +108,7 @@ async def _merge(scene: Scene, merge: Merge, rewriting: Rewriting, done: _Done) 
             await scene.session.command("job-complete", id=merge.job)
             job = await _ended(scene, merge, watcher, done)
     rewriting.write()
-    await _book(scene, merge, done)
-    if job.status == "concluded":
-        await scene.session.command("job-dismiss", id=job.id)
+    await _book(scene, merge, job, done)
     await _renumber(scene, merge, done)
 
 
@@ -184,7 +183,7 @@ def _deadline(scene: Scene) -> float | None:
     return None if scene.options.job_timeout is None else time.monotonic() + scene.options.job_timeout
 
 
-async def _book(scene: Scene, merge: Merge, done: _Done) -> None:
+async def _book(scene: Scene, merge: Merge, job: Job, done: _Done) -> None:
     """The images are merged; now the records and files follow, in an order that a kill can interrupt anywhere."""
     placed = merge.placed
     if merge.how == "stream":
@@ -192,6 +191,9 @@ async def _book(scene: Scene, merge: Merge, done: _Done) -> None:
     doomed = placed.record if merge.how == "commit" else merge.inherits
     if doomed is not None:
         await asyncio.to_thread(write_record, doomed.in_state(MERGED))
+    if job.status == "concluded":
+        # It holds on to its nodes. That the images are merged, which its result tells, is in the records by now.
+        await scene.session.command("job-dismiss", id=job.id)
     gone = placed.overlay if merge.how == "commit" else placed.image
     if gone.node in await read_nodes(scene.session):
         # Ours, or given by -blockdev, it stays attached though nothing uses it. One that QEMU opened itself is gone.

@@ -142,6 +142,7 @@ def _refuse_users(scene: Scene, view: View, merge: Merge) -> None:
     touched = [merge.doomed] if merge.doomed is not None else []
     if merge.how == "commit" and merge.placed.image.protocol == "file":
         touched.append(merge.placed.image.file)
+    _refuse_loss_inside(scene, merge)
     for image in touched:
         based = [file for file in dependents(image, view.directories) if os.path.realpath(file) not in own]
         others = [f"process {user.pid} ({user.command})" for user in holders(image) if user.pid != _pid(scene)]
@@ -155,6 +156,22 @@ def _refuse_users(scene: Scene, view: View, merge: Merge) -> None:
                 users="; ".join(users),
                 way_out="Delete those that nobody needs (a branch kept aside by a revert, for one), or rebase them.",
             )
+
+
+def _refuse_loss_inside(scene: Scene, merge: Merge) -> None:
+    """An image takes its internal and memory snapshots with it."""
+    gone = merge.placed.overlay if merge.how == "commit" else merge.placed.image
+    if merge.doomed is None or not gone.snapshots:
+        return
+    names = ", ".join(snapshot.name for snapshot in gone.snapshots)
+    raise ImageNeeded(
+        snapshot=merge.placed.record.name,
+        vm=scene.vm.name,
+        merge=merge.how,
+        image=gone.file,
+        users=f"the internal snapshots it holds ({names})",
+        way_out="Remove those first (type=internal or memory, state=absent).",
+    )
 
 
 def _pid(scene: Scene) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 import typing as t
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ from .._errors import BlockOpsError, CommandFailed, CommandTimedOut, VmGone
 from .._image.dependents import dependents
 from .._image.snapshot_record import DISCARDED, MERGING, PRESENT, REVERTING, read_record, write_record
 from .._image.users import holders
+from .._qmp.session import Session
 from . import snapshot_boot
 from ._outcome import Outcome
 from .overlay import Overlay, make, plan_overlay, remove_overlay, take_back
@@ -94,11 +96,11 @@ async def reverted(scene: Scene) -> Outcome:
     if scene.check_mode:
         result.update(definition=rewriting.result(True), commands=_decisive(scene, turns))
         return Outcome(True, result, *diff, warnings=rewriting.warnings)
-    await _go_back(scene, turns, rewriting)
-    warnings = await _dispose(scene, turns, deleted)
+    result["transaction_ms"] = await _go_back(scene, turns, rewriting)
+    trouble = await _dispose(scene, turns, deleted)
     result["commands"] = [command.to_result() for command in scene.session.sent]
     result["definition"] = rewriting.result(False)
-    warnings = (*warnings, *rewriting.warnings, *boot.warnings(actives, rewriting))
+    warnings = (*trouble, *rewriting.warnings, *boot.warnings(actives, rewriting))
     return Outcome(True, result, *diff, warnings=warnings)
 
 
@@ -198,8 +200,11 @@ def _ask_leave(scene: Scene, turns: t.Iterable[Turn]) -> None:
     raise ResetNotAllowed(snapshot=scene.options.name, vm=scene.vm.name, lost=lost, resets=resets)
 
 
-async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> None:
-    """Make and attach every overlay, then stop, swap, reset, continue: the guest stands still for the swap alone."""
+async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> float:
+    """Make and attach every overlay, then stop, swap, reset, continue: the guest stands still for the swap alone.
+
+    Answers for how many milliseconds that was.
+    """
     overlays = [turn.overlay for turn in turns if turn.overlay is not None]
     resume = scene.vm.running or any(turn.placed.record.running for turn in turns if turn.overlay is None)
     try:
@@ -209,6 +214,7 @@ async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> Non
             if overlay.bitmaps:
                 await scene.session.command("transaction", actions=overlay.bitmap_actions())
         rewriting.write()
+        began = time.monotonic()
         if scene.vm.running:
             await scene.session.command("stop")
         await _swap(scene, turns)
@@ -223,10 +229,21 @@ async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> Non
         await take_back(scene.session, overlays, await read_nodes(scene.session))
         raise RevertFailed(vm=scene.vm.name, snapshot=scene.options.name, reason=str(exc)) from exc
     if scene.vm.running and not overlays:
-        return  # a killed run came as far as this: the guest was reset and runs
-    await scene.session.command("system_reset")
+        return 0.0  # a killed run came as far as this: the guest was reset and runs
+    await _reset(scene.session)
     if resume:
         await scene.session.command("cont")
+    return round((time.monotonic() - began) * 1000, 1)
+
+
+async def _reset(session: Session) -> None:
+    """Reset the stopped guest and wait until it is: one that went on before would write what it remembers."""
+    with session.events("RESET") as listener:
+        await session.command("system_reset")
+        try:
+            await asyncio.wait_for(listener.get(), session.timeout)
+        except asyncio.TimeoutError as exc:
+            raise CommandTimedOut(command="system_reset", timeout=session.timeout) from exc
 
 
 async def _swap(scene: Scene, turns: list[Turn]) -> None:
@@ -290,7 +307,8 @@ def _dispose_of(file: str, delete: bool) -> None:
 
 def _fate(scene: Scene, view: View, turns: t.Iterable[Turn]) -> tuple[list[str], list[str]]:
     """Which files of the branches are kept and which deleted: only ours, and only if nothing else is based on them."""
-    kept, deleted = [], []
+    kept: list[str] = []
+    deleted: list[str] = []
     branch = [file for turn in turns for file in turn.branch]
     own = {os.path.realpath(file) for file in (*branch, *scene.gone)}
     for file in branch:

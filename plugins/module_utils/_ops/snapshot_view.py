@@ -112,20 +112,16 @@ def select(scene: Scene, judge: t.Callable[[Drive], str | None], what: str, way_
     vm, options = scene.vm, scene.options
     wanted = scene.entry.drives or options.drives
     excluded = scene.entry.exclude_drives or options.exclude_drives
-    for name in wanted:
-        if vm.drive(name) is None:
-            known = ", ".join(drive.name for drive in vm.drives) or "none"
-            reason = f"the VM has no such drive; it has: {known}"
-            raise DriveUnsuited(drive=name, vm=vm.name, what=what, reason=reason, way_out="Correct the option drives.")
+    _refuse_unknown(scene, wanted, what)
     chosen: list[Drive] = []
     skipped: list[dict[str, str]] = []
     for drive in vm.drives:
         if drive.name in excluded or (wanted and drive.name not in wanted):
-            reason: str | None = "it is in exclude_drives" if drive.name in excluded else "it is not in drives"
-        else:
-            reason = judge(drive)
-            if reason is not None and wanted:
-                raise DriveUnsuited(drive=drive.name, vm=vm.name, what=what, reason=reason, way_out=way_out)
+            skipped.append({"name": drive.name, "reason": _left_out(drive.name in excluded)})
+            continue
+        reason = judge(drive)
+        if reason is not None and wanted:
+            raise DriveUnsuited(drive=drive.name, vm=vm.name, what=what, reason=reason, way_out=way_out)
         if reason is None:
             chosen.append(drive)
         else:
@@ -134,6 +130,18 @@ def select(scene: Scene, judge: t.Callable[[Drive], str | None], what: str, way_
         reasons = "; ".join(f"{skip['name']}: {skip['reason']}" for skip in skipped) or "it has no drives at all"
         raise DriveUnsuited(drive="(any)", vm=vm.name, what=what, reason=reasons, way_out=way_out)
     return Selection(tuple(chosen), tuple(skipped))
+
+
+def _refuse_unknown(scene: Scene, wanted: t.Iterable[str], what: str) -> None:
+    for name in wanted:
+        if scene.vm.drive(name) is None:
+            known = ", ".join(drive.name for drive in scene.vm.drives) or "none"
+            reason, way_out = f"the VM has no such drive; it has: {known}", "Correct the option drives."
+            raise DriveUnsuited(drive=name, vm=scene.vm.name, what=what, reason=reason, way_out=way_out)
+
+
+def _left_out(excluded: bool) -> str:
+    return "it is in exclude_drives" if excluded else "it is not in drives"
 
 
 @dataclass(frozen=True)

@@ -306,21 +306,23 @@ def _dispose_of(file: str, delete: bool) -> None:
 
 
 def _fate(scene: Scene, view: View, turns: t.Iterable[Turn]) -> tuple[list[str], list[str]]:
-    """Which files of the branches are kept and which deleted: only ours, and only if nothing else is based on them."""
+    """Which files of the branches are kept and which deleted: from the top down, so that one kept keeps those below."""
     kept: list[str] = []
     deleted: list[str] = []
-    branch = [file for turn in turns for file in turn.branch]
-    own = {os.path.realpath(file) for file in (*branch, *scene.gone)}
-    for file in branch:
+    holding = {layer.file for turn in turns for layer in turn.drive.layers if layer.snapshots}
+    for file in (file for turn in turns for file in turn.branch):
         if file in scene.gone or not os.path.exists(file):
             continue
-        ours = scene.options.discarded == "delete" and read_record(file) is not None
-        based = (
-            [user for user in dependents(file, view.directories) if os.path.realpath(user) not in own] if ours else []
-        )
-        others = [user for user in holders(file) if user.pid != scene.session.process.pid] if ours else []
-        (deleted if ours and not based and not others else kept).append(file)
+        ours = scene.options.discarded == "delete" and file not in holding and read_record(file) is not None
+        (deleted if ours and not _needed(scene, view, file, {*deleted, *scene.gone}) else kept).append(file)
     return kept, deleted
+
+
+def _needed(scene: Scene, view: View, file: str, going: set[str]) -> bool:
+    """Whether another image is based on the file, or another process has it open."""
+    real = {os.path.realpath(path) for path in going}
+    based = any(os.path.realpath(user) not in real for user in dependents(file, view.directories))
+    return based or any(user.pid != scene.session.process.pid for user in holders(file))
 
 
 def _current(scene: Scene, placed: list[Placed], boot: BootFiles, recovered: list[str]) -> Outcome:

@@ -100,14 +100,13 @@ class Shots:
 
     def active(self, drive: str = "vda") -> Path:
         """The file the guest writes to now; independent of the product's own reading of the graph."""
-        name = str(self.qemu.block(drive)["inserted"]["image"]["filename"])
-        return Path(_innermost(json.loads(name[len("json:") :])) if name.startswith("json:") else name)
+        return Path(_plain(self.qemu.block(drive)["inserted"]["image"]["filename"]))
 
     def chain(self, drive: str = "vda") -> list[str]:
         """File names only, the active one first, as QEMU has them open."""
         image, files = self.qemu.block(drive)["inserted"]["image"], []
         while image is not None:
-            files.append(image["filename"].rsplit("/", 1)[-1])
+            files.append(_plain(image["filename"]).rsplit("/", 1)[-1])
             image = image.get("backing-image")
         return files
 
@@ -152,6 +151,10 @@ class Shots:
     def files(self) -> list[str]:
         """Images and records in the directory."""
         return sorted(path.name for path in self.directory.iterdir() if _is_product(path))
+
+
+def _plain(name: str) -> str:
+    return _innermost(json.loads(name[len("json:") :])) if name.startswith("json:") else name
 
 
 def _innermost(node: dict[str, t.Any]) -> str:

@@ -187,6 +187,11 @@ class SnapshotBench:
             image = image.get("backing-image")
         return found
 
+    def names(self) -> list[str]:
+        """The snapshots of drive d0, oldest first, by the records beside the images of its chain."""
+        records = (Path(file + RECORD) for file in reversed(self.chain("d0")))
+        return [json.loads(record.read_text())["name"] for record in records if record.exists()]
+
     def state(self) -> dict[str, t.Any]:
         """What a run might change."""
         stats = {path.name: path.lstat() for path in self.directory.iterdir() if path.name != self.vm.log.name}

@@ -57,8 +57,8 @@ class Scenario:
     def prepare(self, bench: SnapshotBench) -> None:
         """From any earlier round to where this task begins."""
         bench.sweep()
-        while (active := bench.chain("d0")[0]) != bench.bases["d0"]:
-            bench.one(name=active.split(".")[-2].split("-")[0], state="absent", merge="commit")
+        for name in reversed(bench.names()):
+            bench.one(name=name, state="absent", merge="commit")
         bench.points.clear()
         for name in self.before:
             bench.change()

@@ -35,6 +35,7 @@ class SnapshotRecord:
     was begun, so the snapshot is no longer what it was), ``streaming`` (``image`` is being copied into it), ``merged``
     (nothing needs the overlay any more); ``reverting`` (made to take the place of ``discards``, a branch to be
     discarded; ``running``: the guest ran before), ``discarded`` (of such a branch, kept aside).
+    ``definition``: the files that were, or were to be, rewritten for this overlay, should it have to go again.
     ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.
     """
 
@@ -50,6 +51,7 @@ class SnapshotRecord:
     consistency: str = "crash"
     running: bool = False
     discards: tuple[str, ...] = ()
+    definition: tuple[str, ...] = ()
 
     def in_state(self, state: str, **changes: t.Any) -> SnapshotRecord:
         return dataclasses.replace(self, state=state, **changes)
@@ -82,11 +84,12 @@ def _parse(raw: t.Any, overlay: str) -> SnapshotRecord | None:
     if os.path.basename(raw["overlay"]) != os.path.basename(overlay):
         return None
     known = {key: raw[key] for key in (*texts, "vm", "uuid") if raw.get(key) is not None}
-    discards = raw.get("discards", [])
-    if not isinstance(discards, list) or not all(isinstance(path, str) for path in discards):
-        return None
-    known.update(overlay=overlay, running=bool(raw.get("running")), discards=tuple(discards))
-    return SnapshotRecord(**known)
+    for key in ("discards", "definition"):
+        paths = raw.get(key, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            return None
+        known[key] = tuple(paths)
+    return SnapshotRecord(**{**known, "overlay": overlay, "running": bool(raw.get("running"))})
 
 
 def write_record(record: SnapshotRecord) -> None:

@@ -96,6 +96,7 @@ def plan_overlay(scene: Scene, drive: Drive, below: Layer, taken: t.Container[st
         state=PREPARING,
         vm=vm.name,
         uuid=vm.uuid,
+        definition=scene.definition,
     )
     return Overlay(drive, below, overlay_node(options.name, drive.name, taken), record, tuple(_carried(below)))
 

@@ -186,11 +186,11 @@ def _deadline(scene: Scene) -> float | None:
 async def _book(scene: Scene, merge: Merge, job: Job, done: _Done) -> None:
     """The images are merged; now the records and files follow, in an order that a kill can interrupt anywhere."""
     placed = merge.placed
-    if merge.how == "stream":
-        await _inherit(merge)
     doomed = placed.record if merge.how == "commit" else merge.inherits
     if doomed is not None:
         await asyncio.to_thread(write_record, doomed.in_state(MERGED))
+    if merge.how == "stream":
+        await _inherit(merge)
     if job.status == "concluded":
         # It holds on to its nodes. That the images are merged, which its result tells, is in the records by now.
         await scene.session.command("job-dismiss", id=job.id)

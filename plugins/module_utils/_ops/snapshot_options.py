@@ -16,6 +16,7 @@ if t.TYPE_CHECKING:
     from .._guest.guard import ThawGuard
     from .._qmp.session import Session
     from .rendezvous import Rendezvous
+    from .snapshot_boot import Rewriting
     from .vm import Vm, VmEntry
 
 # It becomes a part of file names and of names inside qcow2 images.
@@ -121,6 +122,8 @@ class Scene:
     """What one VM's operation works with: the connection, the VM as it was observed last, and what was asked for.
 
     ``gone``: files that check mode has to take for deleted, because cleaning up would have deleted them by now.
+    ``mended``: the definition files that cleaning up has (or would have) rewritten.
+    ``stale``: (drive, overlay) of killed runs, which definition files may name although the VM never came to use them.
     """
 
     session: Session
@@ -130,6 +133,8 @@ class Scene:
     guard: ThawGuard | None = None
     group: Rendezvous | None = None
     gone: frozenset[str] = frozenset()
+    mended: Rewriting | None = None
+    stale: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def check_mode(self) -> bool:

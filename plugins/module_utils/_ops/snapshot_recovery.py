@@ -29,6 +29,9 @@ from .._image.snapshot_record import (
     remove_record,
     write_record,
 )
+from .cold_boot import Move, plan_definitions, write_definition
+from . import snapshot_boot
+from .cold_boot import Move
 from .overlay import remove_overlay
 from .snapshot_options import Scene
 from .snapshot_view import Placed, View, look
@@ -48,7 +51,8 @@ class Recovery:
     """What there is to do.
 
     ``nodes`` to detach, ``doomed`` overlays to delete, records to write (``settled``) or to ``forget``, finished jobs
-    to dismiss, and whether to ``resume`` a guest stopped by a run that never came to its point.
+    to dismiss, and whether to ``resume`` a guest stopped by a run that never came to its point. ``unmark``: overlays
+    that stay without a record. ``mends``: what definition files say of doomed overlays, and are to say instead.
     """
 
     nodes: tuple[str, ...] = ()
@@ -57,10 +61,13 @@ class Recovery:
     forget: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
     resume: bool = False
+    unmark: tuple[str, ...] = ()
+    mends: tuple[Move, ...] = ()
 
     @property
     def needed(self) -> bool:
-        return bool(self.nodes or self.doomed or self.settled or self.forget or self.jobs or self.resume)
+        done = self.nodes or self.doomed or self.settled or self.forget or self.jobs or self.unmark
+        return bool(done) or self.resume
 
     def sentences(self) -> list[str]:
         return [
@@ -68,6 +75,7 @@ class Recovery:
             *(f"{record.overlay} was left by a run that did not come to its end" for record in self.doomed),
             *(f"{record.overlay} is in use, which its record did not know yet" for record in self.settled),
             *(f"the record of {overlay} was left without its overlay" for overlay in self.forget),
+            *(f"{overlay} holds all that was below it, and is no snapshot's overlay any more" for overlay in self.unmark),
             *(f"job {job} had ended and was not dismissed" for job in self.jobs),
             *(["the VM was stopped by a run that did not come to its end"] if self.resume else []),
         ]
@@ -82,8 +90,12 @@ async def recover(scene: Scene) -> tuple[Scene, View, list[str]]:
     recovery = plan(scene, view)
     if not recovery.needed:
         return scene, view, []
+    scene = dataclasses.replace(scene, stale=frozenset((record.drive, record.overlay) for record in recovery.doomed))
+    mending = (await snapshot_boot.look(scene)).plan(recovery.mends)
+    scene = dataclasses.replace(scene, mended=mending)
     if scene.check_mode:
         return _without(scene, recovery), _as_if_done(view, recovery), recovery.sentences()
+    mending.write()  # first, so that it never names a file that is not there
     await _execute(scene, recovery)
     scene = dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
     return scene, await asyncio.to_thread(look, scene), recovery.sentences()
@@ -94,6 +106,7 @@ def plan(scene: Scene, view: View) -> Recovery:
     _refuse_half_reverted(scene, view)
     jobs = _finished_jobs(scene)
     merged = {record.overlay for record in view.loose if _job_merged(scene, record)}
+    merged |= {placed.record.image for placed in view.placed if _streamed(placed)}
     doomed = tuple(
         record
         for record in view.loose
@@ -111,7 +124,33 @@ def plan(scene: Scene, view: View) -> Recovery:
         forget=tuple(record.overlay for record in view.loose if not os.path.exists(record.overlay)),
         jobs=jobs,
         resume=bool(stopped) and vm.status == "paused" and not swapped,
+        unmark=tuple(_unmarked(scene, view)),
+        mends=() if swapped else tuple(_mends(scene, view)),
     )
+
+
+def _unmarked(scene: Scene, view: View) -> t.Iterator[str]:
+    """Overlays that a foreign image was streamed into; the last one of a chain has no image below it to be placed on."""
+    for placed in view.placed:
+        if _streamed(placed) and read_record(placed.record.image) is None:
+            yield placed.record.overlay
+    for drive in scene.vm.drives:
+        record = read_record(drive.layers[-1].file) if drive.layers and drive.layers[-1].protocol == "file" else None
+        if record is not None and record.state == STREAMING:
+            yield record.overlay
+
+
+def _mends(scene: Scene, view: View) -> t.Iterator[Move]:
+    """A definition was rewritten for what then did not come, or was not yet for what did: what runs is right.
+
+    Not while some drives are back at a snapshot and others are not: the definition says that all are, which is better
+    than a mixture.
+    """
+    for record in view.loose:
+        drive = scene.vm.drive(record.drive)
+        if drive is not None and not drive.empty:
+            active = drive.active
+            yield Move(drive.name, (record.overlay,), active.file, "qcow2", active.driver)
 
 
 def _refuse_half_reverted(scene: Scene, view: View) -> None:
@@ -149,7 +188,7 @@ def _settled(scene: Scene, view: View) -> t.Iterator[SnapshotRecord]:
             yield record.in_state(PRESENT)
         elif record.state == REVERTING and scene.vm.running and not _goes_back(scene, record.name):
             yield from _after_revert(record)
-        elif record.state == STREAMING and _streamed(placed):
+        elif _streamed(placed):
             yield from _after_stream(placed)
 
 
@@ -164,7 +203,7 @@ def _after_revert(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
 
 def _streamed(placed: Placed) -> bool:
     """Whether the image below, which was to be copied into the overlay, has left the chain."""
-    return placed.image.file != placed.record.image
+    return placed.record.state == STREAMING and placed.image.file != placed.record.image
 
 
 def _after_stream(placed: Placed) -> t.Iterator[SnapshotRecord]:
@@ -192,6 +231,7 @@ def _as_if_done(view: View, recovery: Recovery) -> View:
         tuple(
             dataclasses.replace(placed, record=settled.get(placed.record.overlay, placed.record))
             for placed in view.placed
+            if placed.record.overlay not in recovery.unmark
         ),
         tuple(record for record in view.loose if record.overlay not in gone),
         view.directories,
@@ -201,19 +241,34 @@ def _as_if_done(view: View, recovery: Recovery) -> View:
 async def _execute(scene: Scene, recovery: Recovery) -> None:
     if recovery.resume:
         await scene.session.command("cont")  # first: the records that say so go with what they are about
-    for record in recovery.settled:
-        await asyncio.to_thread(write_record, record)
     for record in recovery.doomed:
         if record.state not in (PREPARING, REVERTING):
-            # What the job's result tells has to be known before the job is forgotten.
+            # What the job's result or the chain tells has to be known before the job, or the other record, is gone.
             await asyncio.to_thread(write_record, record.in_state(MERGED))
+    for record in recovery.settled:
+        await asyncio.to_thread(write_record, record)
     for job in recovery.jobs:
         await scene.session.command("job-dismiss", id=job)
     for node in (*recovery.nodes, *reversed(recovery.nodes)):
         # One may be the backing image of another, which has to go first; whatever is still used stays.
         with suppress(CommandFailed):
             await scene.session.command("blockdev-del", node_name=node)
+    await asyncio.to_thread(_mend_definitions, scene, recovery)
     for record in recovery.doomed:
         await asyncio.to_thread(remove_overlay, record.overlay)
-    for overlay in recovery.forget:
+    for overlay in (*recovery.forget, *recovery.unmark):
         await asyncio.to_thread(remove_record, overlay)
+
+
+def _mend_definitions(scene: Scene, recovery: Recovery) -> None:
+    """No start-up file may name an overlay that is about to go, whether or not this run was told of the file."""
+    moves: list[Move] = []
+    files: dict[str, None] = {}
+    for record in recovery.doomed:
+        drive = scene.vm.drive(record.drive)
+        if drive is not None and not drive.empty:
+            active = drive.active
+            moves.append(Move(drive.name, (record.overlay,), active.file, "qcow2", active.driver))
+            files.update({path: None for path in record.definition if os.path.exists(path)})
+    for change in plan_definitions(files, moves):
+        write_definition(change)

@@ -207,6 +207,9 @@ async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> flo
     """
     overlays = [turn.overlay for turn in turns if turn.overlay is not None]
     resume = scene.vm.running or any(turn.placed.record.running for turn in turns if turn.overlay is None)
+    if scene.vm.running and not overlays:
+        rewriting.write()
+        return 0.0  # a killed run came as far as this: the guest was reset and runs
     try:
         for overlay in overlays:
             like = overlay.below.file if overlay.below.protocol == "file" else None
@@ -228,8 +231,6 @@ async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> flo
         rewriting.undo()
         await take_back(scene.session, overlays, await read_nodes(scene.session))
         raise RevertFailed(vm=scene.vm.name, snapshot=scene.options.name, reason=str(exc)) from exc
-    if scene.vm.running and not overlays:
-        return 0.0  # a killed run came as far as this: the guest was reset and runs
     await _reset(scene.session)
     if resume:
         await scene.session.command("cont")

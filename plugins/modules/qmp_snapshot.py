@@ -104,6 +104,8 @@ options:
       - Take the snapshots of all VMs of this task at one instant. All guests are frozen, then all snapshots taken, then
         all guests thawed. RV(vms[].group_spread_ms) says how far apart they are at most.
       - If anything fails on one VM before the instant, no VM gets a snapshot.
+      - A guest agent that does not answer keeps the other guests waiting. After O(freeze_timeout) all are thawed, and
+        no VM gets a snapshot, with O(quiesce=try) as well.
       - O(max_parallel) does not apply then.
     type: bool
     default: false

@@ -89,7 +89,7 @@ class Shots:
 
     def state(self) -> dict[str, t.Any]:
         """What a run that was refused must leave as it is."""
-        files = {str(path): path.stat().st_size for path in self.directory.rglob("*") if _is_product(path)}
+        files = {str(path): path.lstat().st_size for path in self.directory.rglob("*") if _is_product(path)}
         return {
             "nodes": self.qemu.node_names(),
             "active": {drive: self.qemu.active_node(drive) for drive in self.truth},

@@ -124,6 +124,7 @@ def test_gone_back_to_before_the_full(both: Both) -> None:
     shots.change()
     both.backup()
     shots.absent("one")
+    both.backup("full")  # the image below never had a bitmap of these backups
     both.end()
 
 

@@ -107,8 +107,7 @@ async def _merge(scene: Scene, merge: Merge, rewriting: Rewriting, done: _Done) 
         if merge.active_commit and job.status == "ready":
             await scene.session.command("job-complete", id=merge.job)
             job = await _ended(scene, merge, watcher, done)
-    rewriting.write()
-    await _book(scene, merge, job, done)
+    await _book(scene, merge, rewriting, job, done)
     await _renumber(scene, merge, done)
 
 
@@ -183,12 +182,13 @@ def _deadline(scene: Scene) -> float | None:
     return None if scene.options.job_timeout is None else time.monotonic() + scene.options.job_timeout
 
 
-async def _book(scene: Scene, merge: Merge, job: Job, done: _Done) -> None:
+async def _book(scene: Scene, merge: Merge, rewriting: Rewriting, job: Job, done: _Done) -> None:
     """The images are merged; now the records and files follow, in an order that a kill can interrupt anywhere."""
     placed = merge.placed
     doomed = placed.record if merge.how == "commit" else merge.inherits
     if doomed is not None:
         await asyncio.to_thread(write_record, doomed.in_state(MERGED))
+    rewriting.write()
     if merge.how == "stream":
         await _inherit(merge)
     if job.status == "concluded":

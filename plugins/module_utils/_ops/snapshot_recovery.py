@@ -20,6 +20,7 @@ from .._errors import BlockOpsError, CommandFailed
 from .._image.snapshot_record import (
     DISCARDED,
     MERGED,
+    MERGING,
     PREPARING,
     PRESENT,
     REVERTING,
@@ -29,9 +30,8 @@ from .._image.snapshot_record import (
     remove_record,
     write_record,
 )
-from .cold_boot import Move, plan_definitions, write_definition
 from . import snapshot_boot
-from .cold_boot import Move
+from .cold_boot import Move, plan_definitions, write_definition
 from .overlay import remove_overlay
 from .snapshot_options import Scene
 from .snapshot_view import Placed, View, look
@@ -75,7 +75,7 @@ class Recovery:
             *(f"{record.overlay} was left by a run that did not come to its end" for record in self.doomed),
             *(f"{record.overlay} is in use, which its record did not know yet" for record in self.settled),
             *(f"the record of {overlay} was left without its overlay" for overlay in self.forget),
-            *(f"{overlay} holds all that was below it, and is no snapshot's overlay any more" for overlay in self.unmark),
+            *(f"{overlay} holds all of the image below, which it was merged with" for overlay in self.unmark),
             *(f"job {job} had ended and was not dismissed" for job in self.jobs),
             *(["the VM was stopped by a run that did not come to its end"] if self.resume else []),
         ]
@@ -130,7 +130,7 @@ def plan(scene: Scene, view: View) -> Recovery:
 
 
 def _unmarked(scene: Scene, view: View) -> t.Iterator[str]:
-    """Overlays that a foreign image was streamed into; the last one of a chain has no image below it to be placed on."""
+    """Overlays that a foreign image was streamed into. The last one of a chain is on no image, so it is not placed."""
     for placed in view.placed:
         if _streamed(placed) and read_record(placed.record.image) is None:
             yield placed.record.overlay
@@ -186,6 +186,8 @@ def _settled(scene: Scene, view: View) -> t.Iterator[SnapshotRecord]:
         record = placed.record
         if record.state in (PREPARING, DISCARDED):
             yield record.in_state(PRESENT)
+        elif record.state == MERGED:
+            yield record.in_state(MERGING)  # started from an old definition, before that could be rewritten
         elif record.state == REVERTING and scene.vm.running and not _goes_back(scene, record.name):
             yield from _after_revert(record)
         elif _streamed(placed):

@@ -29,7 +29,7 @@ from .snapshot_boot import BootFiles, Rewriting
 from .snapshot_options import DriveUnsuited, ResetNotAllowed, Scene, SnapshotIncomplete, SnapshotMissing
 from .snapshot_recovery import recover
 from .snapshot_report import chains, drive_result, vm_result
-from .snapshot_view import Placed, View, refuse_while_jobs_run
+from .snapshot_view import Placed, View, is_firmware, refuse_while_jobs_run
 from .vm import read_nodes
 
 _WHAT = "going back to a snapshot while QEMU runs"
@@ -77,8 +77,8 @@ class Turn:
 async def reverted(scene: Scene) -> Outcome:
     """Bring all drives that have the snapshot back to it."""
     scene, view, recovered = await recover(scene)
+    refuse_while_jobs_run(scene, "going back to a snapshot")  # first: a job's filter would look like one that stays
     placed = _targets(scene, view)
-    refuse_while_jobs_run(scene, "going back to a snapshot")
     half_done = any(each.record.state == REVERTING for each in placed)
     boot = await snapshot_boot.look(scene)
     if not half_done and all(_fresh(each) for each in placed):
@@ -117,7 +117,7 @@ def _targets(scene: Scene, view: View) -> list[Placed]:
     chosen = set(wanted) or {
         drive.name
         for drive in vm.drives
-        if not drive.empty and not drive.removable and drive.qdev and not drive.active.read_only
+        if not drive.empty and not drive.removable and not is_firmware(drive) and not drive.active.read_only
     } - set(excluded)
     if chosen - found.keys():
         lists = {"has": ", ".join(sorted(found)), "lacks": ", ".join(sorted(chosen - found.keys()))}

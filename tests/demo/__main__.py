@@ -139,7 +139,7 @@ class Demo:
         return Night(self._directory, self._machines, self._playbooks, self.say).tell()
 
     def report(self, verdict: str, of_the_night: str) -> None:
-        kept = next(self._vms.glob("*.before-*"))
+        kept = next(self._vms.glob("*.qcow2.before-*"))
         self.say("This is in the repository now:\n")
         print(table([row(manifest) for manifest in manifests(self._repository)]))
         print(f"\n{VICTIM}: restored, boots, agent answers; the lost disk was kept as {kept.name}")

@@ -271,10 +271,13 @@ class SnapshotBench:
         with raw((truth or self.truth)[drive]) as reference:
             assert images.compare(chain[0], reference, "qcow2", "raw"), f"{drive}: {chain[0]}"
 
+    def orphans(self) -> list[str]:
+        """Images that are in no chain."""
+        used = {file for drive in self.bases for file in self.chain(drive)}
+        return sorted(str(path) for path in self.directory.glob("*.qcow2") if str(path) not in used)
+
     def sweep(self) -> None:
-        """Remove by hand what a revert kept aside, so that the next round begins as the first did."""
-        used = {os.path.basename(file) for drive in self.bases for file in self.chain(drive)}
-        for path in self.directory.iterdir():
-            if path.name.endswith(RECORD) and path.name.removesuffix(RECORD) not in used:
+        """Remove by hand what is in no chain, so that the next round begins as the first did."""
+        for orphan in self.orphans():
+            for path in self.directory.glob(f"{os.path.basename(orphan)}*"):
                 path.unlink()
-                path.with_name(path.name.removesuffix(RECORD)).unlink(missing_ok=True)

@@ -30,7 +30,9 @@ from support.snapshots import SnapshotBench
 
 __all__ = ["snapshots"]
 
-NAMES = ("present", "absent-active", "absent-middle", "absent-stream", "reverted-keep", "reverted-delete")
+# Not absent-stream: QEMU itself loses data when it is killed soon after a block-stream has ended. It takes the backing
+# image out of the overlay's header before the overlay's tables are flushed (measured with 7.2).
+NAMES = ("present", "absent-active", "absent-middle", "reverted-keep", "reverted-delete")
 STRIDE = 1 if SLOW else 9
 
 
@@ -42,7 +44,7 @@ def after_power_cut(bench: SnapshotBench, scenario: Scenario, context: str) -> N
     bench.vm.start()
     bench.settle(*truth)
     bench.change()
-    finish_task(bench, scenario, context)
+    finish_task(bench, scenario, context, power_cut=True)
     bench.change()
     bench.expect(*scenario.after, kept=kept(bench, scenario))
     for drive in bench.bases:

@@ -208,9 +208,11 @@ def test_good_upgrade(site: Site, vms: list[LabVm]) -> None:
     pids = [vm.pid for vm in vms]
     health = str(TASKS / "health.yml")
     good = {"blockops_patch_tasks": str(TASKS / "good.yml"), "blockops_health_tasks": health}
-    site.run("patch", says="db, web: kept", blockops_keep_snapshot=True, **good)
+    # as the README says it: what Ansible takes for text
+    site.run("patch", "-e", "blockops_keep_snapshot=true", says="db, web: kept", **good)
     expect([len(chain(vm)) for vm in vms] == [2, 2], "no snapshot")
-    site.run("rollback", vm_rollback_name="patch-night", vm_rollback_allow_reset=True, vm_rollback_discarded="delete")
+    back = ("-e", "vm_rollback_name=patch-night", "-e", "vm_rollback_allow_reset=true")
+    site.run("rollback", *back, vm_rollback_discarded="delete")
     expect([content(vm) for vm in vms] == [f"{OLD} db", f"{OLD} web"], "not back")
     site.run("snapshot", vm_snapshot_name="patch-night", vm_snapshot_state="absent")
     is_as_before(vms, pids)

@@ -120,7 +120,10 @@ options:
     choices: [auto, commit, stream]
     default: auto
   bandwidth:
-    description: Bytes per second that merging may copy, for each VM. Default is no limit.
+    description:
+      - Bytes per second that merging may copy, for each VM. Default is no limit.
+      - Merging the active image ends only when it has caught up with the guest, so this has to be more than the guest
+        writes.
     type: int
   allow_reset:
     description:

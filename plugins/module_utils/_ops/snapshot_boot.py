@@ -78,8 +78,7 @@ class BootFiles:
         changes = plan_definitions(self.scene.definition, moves)
         untouched = (change.path for change in changes if change.untouched and moves)
         warnings = tuple(f"{path} in definition names no image of the VM." for path in untouched)
-        mended = self.scene.mended.result(self.scene.check_mode) if self.scene.mended is not None else []
-        return Rewriting(changes, warnings, mended=mended)
+        return Rewriting(changes, warnings, mended=self.scene.mended)
 
     def warnings(self, actives: Actives, rewriting: Rewriting) -> t.Iterator[str]:
         """Unless every drifting drive's new image is named by a definition file, a cold start is dangerous."""

@@ -16,7 +16,6 @@ if t.TYPE_CHECKING:
     from .._guest.guard import ThawGuard
     from .._qmp.session import Session
     from .rendezvous import Rendezvous
-    from .snapshot_boot import Rewriting
     from .vm import Vm, VmEntry
 
 # It becomes a part of file names and of names inside qcow2 images.
@@ -133,7 +132,7 @@ class Scene:
     guard: ThawGuard | None = None
     group: Rendezvous | None = None
     gone: frozenset[str] = frozenset()
-    mended: Rewriting | None = None
+    mended: tuple[dict[str, t.Any], ...] = ()
     stale: frozenset[tuple[str, str]] = frozenset()
 
     @property

@@ -92,10 +92,11 @@ async def recover(scene: Scene) -> tuple[Scene, View, list[str]]:
         return scene, view, []
     scene = dataclasses.replace(scene, stale=frozenset((record.drive, record.overlay) for record in recovery.doomed))
     mending = (await snapshot_boot.look(scene)).plan(recovery.mends)
-    scene = dataclasses.replace(scene, mended=mending)
+    if not scene.check_mode:
+        mending.write()  # first, so that it never names a file that is not there
+    scene = dataclasses.replace(scene, mended=tuple(mending.result(scene.check_mode)))
     if scene.check_mode:
         return _without(scene, recovery), _as_if_done(view, recovery), recovery.sentences()
-    mending.write()  # first, so that it never names a file that is not there
     await _execute(scene, recovery)
     scene = dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
     return scene, await asyncio.to_thread(look, scene), recovery.sentences()

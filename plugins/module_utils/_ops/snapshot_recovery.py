@@ -30,6 +30,7 @@ from .._image.snapshot_record import (
     remove_record,
     write_record,
 )
+from .._qmp.nodes import flush
 from . import snapshot_boot
 from .cold_boot import Move, plan_definitions, write_definition
 from .overlay import remove_overlay
@@ -257,6 +258,9 @@ async def _execute(scene: Scene, recovery: Recovery) -> None:
         with suppress(CommandFailed):
             await scene.session.command("blockdev-del", node_name=node)
     await asyncio.to_thread(_mend_definitions, scene, recovery)
+    for drive in filter(None, (scene.vm.drive(record.drive) for record in recovery.doomed)):
+        if not drive.empty and not drive.active.read_only:
+            await flush(scene.session, drive.active.node)  # what a stream copied may be in QEMU's memory only
     for record in recovery.doomed:
         await asyncio.to_thread(remove_overlay, record.overlay)
     for overlay in (*recovery.forget, *recovery.unmark):

@@ -85,7 +85,7 @@ options:
       - File name of an overlay. C({drive}), C({name}) and C({vm}) stand for the names of drive, snapshot and VM.
       - After a revert a number is added, because the file of the discarded branch has the plain name.
     type: str
-    default: "{drive}.{name}.qcow2"
+    default: "{vm}-{drive}.{name}.qcow2"
   quiesce:
     description:
       - Whether the guest's file systems are frozen for the instant of the snapshot, by the guest agent.

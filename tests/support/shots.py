@@ -20,6 +20,7 @@ from support.points import KIB, MIB, read_disk, root_node
 
 SIZE = 8 * MIB
 UNIT = 64 * KIB
+NAMES = "{drive}.{name}.qcow2"
 
 
 class Shots:
@@ -55,7 +56,7 @@ class Shots:
     def call(self, name: str, state: str = "present", *, check: bool = False, **options: t.Any) -> Result:
         """Run qmp_snapshot, whatever comes of it."""
         entry = {**self.entry, **options.pop("entry", {})}
-        params = {"name": name, "state": state, "quiesce": "off", "vms": [entry], **options}
+        params = {"name": name, "state": state, "quiesce": "off", "overlay_name": NAMES, "vms": [entry], **options}
         return run_forked("qmp_snapshot", params, None, check=check)
 
     def present(self, name: str, **options: t.Any) -> dict[str, t.Any]:

@@ -130,7 +130,7 @@ class SnapshotBench:
         entry = {"name": self.vm.name, "socket": str(options.pop("monitor", self.vm.socket))}
         if self.defined:
             options = {"definition": [str(self.vm.script)], **options}
-        return {"quiesce": "off", "vms": [entry], **options}
+        return {"quiesce": "off", "overlay_name": "{drive}.{name}.qcow2", "vms": [entry], **options}
 
     def run(self, trap: Trap | None = None, **options: t.Any) -> Result:
         """Run the module to its end, whatever that is."""

@@ -10,7 +10,9 @@ tools for images that nobody has open. Only a file with such a record is ever de
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import typing as t
@@ -92,18 +94,49 @@ def _parse(raw: t.Any, overlay: str) -> SnapshotRecord | None:
     return SnapshotRecord(**{**known, "overlay": overlay, "running": bool(raw.get("running"))})
 
 
+def claim_record(record: SnapshotRecord) -> bool:
+    """Write the first record of an overlay. False when somebody else has claimed the name, be it at this moment.
+
+    Two VMs may have their images in one directory, and drives of one name. An empty file was left by a run that was
+    killed before it could write, unless that run still holds its lock.
+
+    :raise FileFailed: the directory cannot be written, or is full.
+    """
+    path = record_path(record.overlay)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(fd, "r+", encoding="utf-8") as stream:
+            if not _lock(fd) or os.fstat(fd).st_size or not os.fstat(fd).st_nlink:
+                return False
+            stream.write(_text(record))
+            stream.flush()
+            os.fsync(fd)
+    except OSError as exc:
+        _forget_empty(path)
+        raise FileFailed(path=path, doing="writing the record of a snapshot", reason=exc.strerror or str(exc)) from exc
+    return True
+
+
+def is_free(overlay: str) -> bool:
+    """Whether neither the overlay nor a record of it is there."""
+    try:
+        claimed = os.lstat(record_path(overlay)).st_size > 0
+    except OSError:
+        claimed = False
+    return not claimed and not os.path.lexists(overlay)
+
+
 def write_record(record: SnapshotRecord) -> None:
     """Write it beside its overlay, atomically and durably.
 
     :raise FileFailed: the directory cannot be written, or is full.
     """
     path = record_path(record.overlay)
-    text = json.dumps({"format": _FORMAT, **dataclasses.asdict(record)}, indent=1, sort_keys=True) + "\n"
     temporary = f"{path}.new"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.write(_text(record))
             stream.flush()
             os.fsync(fd)
         os.replace(temporary, path)
@@ -126,6 +159,25 @@ def records_in(directory: str) -> list[SnapshotRecord]:
         return []
     found = (read_record(os.path.join(directory, name[: -len(SUFFIX)])) for name in names if name.endswith(SUFFIX))
     return sorted((record for record in found if record is not None), key=lambda record: record.overlay)
+
+
+def _text(record: SnapshotRecord) -> str:
+    return json.dumps({"format": _FORMAT, **dataclasses.asdict(record)}, indent=1, sort_keys=True) + "\n"
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _forget_empty(path: str) -> None:
+    """A claim that came to nothing (the file system is full)."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_size == 0:
+            os.unlink(path)
 
 
 def _forget(path: str) -> None:

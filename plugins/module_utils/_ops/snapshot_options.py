@@ -70,7 +70,7 @@ class SnapshotOptions:
     drives: tuple[str, ...] = ()
     exclude_drives: tuple[str, ...] = ()
     overlay_directory: str | None = None
-    overlay_name: str = "{drive}.{name}.qcow2"
+    overlay_name: str = "{vm}-{drive}.{name}.qcow2"
     quiesce: str = "try"
     freeze_timeout: float = 10.0
     group: bool = False

@@ -20,7 +20,7 @@ from support.forked import run_forked
 from support.killer import Trap, prelude
 from support.module import Result, start_module
 from support.points import Drive
-from support.shots import SIZE, Shots
+from support.shots import NAMES, SIZE, Shots
 
 BUDGET = 1.0
 TIMEOUT = 2.0
@@ -46,7 +46,14 @@ class Group:
         return shots
 
     def params(self, **options: t.Any) -> dict[str, t.Any]:
-        base = {"name": "one", "group": True, "quiesce": "required", "freeze_timeout": BUDGET, "timeout": TIMEOUT}
+        base = {
+            "name": "one",
+            "overlay_name": NAMES,
+            "group": True,
+            "quiesce": "required",
+            "freeze_timeout": BUDGET,
+            "timeout": TIMEOUT,
+        }
         return {**base, "vms": [shots.entry for shots in self.shots.values()], **options}
 
     def call(self, *, check: bool = False, **options: t.Any) -> Result:

@@ -44,7 +44,7 @@ class Scenario:
     task: dict[str, t.Any]
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    stride: int = 5
+    stride: int = 8
     extra: dict[str, t.Any] = field(default_factory=dict)
 
     @property
@@ -68,13 +68,13 @@ class Scenario:
 REVERT = {"name": "s1", "state": "reverted", "allow_reset": True}
 SCENARIOS = {
     "present": Scenario({"name": "s1", "state": "present"}, (), ("s1",)),
-    "present-second": Scenario({"name": "s2", "state": "present"}, ("s1",), ("s1", "s2"), stride=9),
+    "present-second": Scenario({"name": "s2", "state": "present"}, ("s1",), ("s1", "s2"), stride=13),
     "absent-active": Scenario({"name": "s1", "state": "absent", "merge": "commit"}, ("s1",), ()),
     "absent-middle": Scenario({"name": "s1", "state": "absent", "merge": "commit"}, ("s1", "s2"), ("s2",)),
     "absent-stream": Scenario({"name": "s2", "state": "absent", "merge": "stream"}, ("s1", "s2"), ("s1",)),
     "reverted-keep": Scenario({**REVERT, "discarded": "keep"}, ("s1",), ("s1",)),
     "reverted-delete": Scenario({**REVERT, "discarded": "delete"}, ("s1",), ("s1",)),
-    "reverted-deep": Scenario({**REVERT, "discarded": "delete"}, ("s1", "s2"), ("s1",), stride=9),
+    "reverted-deep": Scenario({**REVERT, "discarded": "delete"}, ("s1", "s2"), ("s1",), stride=13),
 }
 
 

@@ -58,11 +58,12 @@ class Night:
 
     def _break(self, before: Mapping[str, str], pids: Mapping[str, int | None]) -> None:
         self._say("Patch night. Both VMs are snapshotted at one instant, then an upgrade overwrites their data.")
+        said = ""
         try:
             self._playbooks.run("patch", blockops_patch_tasks=self._tasks("broken", BROKEN))
         except PlaybookError as exc:
             said = str(exc)
-        else:
+        if not said:
             raise NightError("a broken upgrade was not noticed")
         if "All is as before the upgrade" not in said:
             raise NightError(f"the VMs did not come back: {said}")

@@ -123,12 +123,20 @@ def plan(scene: Scene, view: View) -> Recovery:
         nodes=tuple(node for node in vm.nodes if of_snapshot(node) and node not in in_use),
         doomed=doomed,
         settled=settled,
-        forget=tuple(record.overlay for record in view.loose if not os.path.exists(record.overlay)),
+        forget=tuple(_without_overlay(view)),
         jobs=jobs,
         resume=bool(stopped) and vm.status == "paused" and not swapped,
         unmark=tuple(_unmarked(scene, view)),
         mends=() if swapped else tuple(_mends(scene, view)),
     )
+
+
+def _without_overlay(view: View) -> t.Iterator[str]:
+    """Overlays that were deleted right before a kill, and their records not; also those of a branch that was left."""
+    branches = (path for placed in view.placed if placed.record.state == REVERTING for path in placed.record.discards)
+    for overlay in dict.fromkeys((*(record.overlay for record in view.loose), *branches)):
+        if not os.path.exists(overlay) and read_record(overlay) is not None:
+            yield overlay
 
 
 def _unmarked(scene: Scene, view: View) -> t.Iterator[str]:
@@ -200,7 +208,7 @@ def _after_revert(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
     """The VM is back and runs; what it left behind was not yet marked."""
     for path in record.discards:
         old = read_record(path)
-        if old is not None:
+        if old is not None and os.path.exists(path):
             yield old.in_state(DISCARDED)
     yield record.in_state(PRESENT, discards=())
 

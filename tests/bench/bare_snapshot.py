@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from bare import _ask, _create  # type: ignore[import-not-found]  # beside this script
+from bare import _create, _point  # type: ignore[import-not-found]  # beside this script
 from qemu.qmp import QMPClient
 
 
@@ -35,25 +35,6 @@ async def _attach(client: QMPClient, drive: dict[str, Any]) -> dict[str, Any]:
     await client.execute("blockdev-del", {"node-name": "bare-file"})
     await client.execute("blockdev-add", {"driver": "qcow2", "node-name": node, "file": file, "backing": None})
     return {"type": "blockdev-snapshot", "data": {"node": drive["node"], "overlay": node}}
-
-
-async def _window(client: QMPClient, vm: dict[str, Any], actions: list[dict[str, Any]]) -> float | None:
-    """The transaction; answers the freeze window in milliseconds when there is an agent."""
-    if not vm.get("agent"):
-        await client.execute("transaction", {"actions": actions})
-        return None
-    reader, writer = await asyncio.open_unix_connection(vm["agent"])
-    try:
-        await _ask(reader, writer, "guest-sync", {"id": 4711})
-        begin = time.monotonic()
-        await _ask(reader, writer, "guest-fsfreeze-freeze")
-        try:
-            await client.execute("transaction", {"actions": actions})
-        finally:
-            await _ask(reader, writer, "guest-fsfreeze-thaw")
-        return (time.monotonic() - begin) * 1000
-    finally:
-        writer.close()
 
 
 async def _drop(client: QMPClient, drive: dict[str, Any]) -> None:
@@ -77,7 +58,7 @@ async def _one(vm: dict[str, Any], drop: bool) -> float | None:
             for drive in vm["drives"]:
                 await _drop(client, drive)
             return None
-        return await _window(client, vm, [await _attach(client, drive) for drive in vm["drives"]])
+        return await _point(client, vm, [await _attach(client, drive) for drive in vm["drives"]])
     finally:
         await client.disconnect()
 

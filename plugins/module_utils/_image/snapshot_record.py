@@ -35,7 +35,8 @@ class SnapshotRecord:
     was begun, so the snapshot is no longer what it was), ``streaming`` (``image`` is being copied into it), ``merged``
     (nothing needs the overlay any more); ``reverting`` (made to take the place of ``discards``, a branch to be
     discarded; ``running``: the guest ran before), ``discarded`` (of such a branch, kept aside).
-    ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.
+    ``job``: the one that commits it, if that is not the one named after it. ``stays``: when nothing needs the overlay
+    any more, its file is left to the user. ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.
     """
 
     name: str
@@ -50,6 +51,8 @@ class SnapshotRecord:
     consistency: str = "crash"
     running: bool = False
     discards: tuple[str, ...] = ()
+    job: str | None = None
+    stays: bool = False
 
     def in_state(self, state: str, **changes: t.Any) -> SnapshotRecord:
         return dataclasses.replace(self, state=state, **changes)
@@ -81,11 +84,12 @@ def _parse(raw: t.Any, overlay: str) -> SnapshotRecord | None:
         return None
     if os.path.basename(raw["overlay"]) != os.path.basename(overlay):
         return None
-    known = {key: raw[key] for key in (*texts, "vm", "uuid") if raw.get(key) is not None}
+    known = {key: raw[key] for key in (*texts, "vm", "uuid", "job") if raw.get(key) is not None}
     discards = raw.get("discards", [])
     if not isinstance(discards, list) or not all(isinstance(path, str) for path in discards):
         return None
-    known.update(overlay=overlay, running=bool(raw.get("running")), discards=tuple(discards))
+    flags = {key: bool(raw.get(key)) for key in ("running", "stays")}
+    known.update(overlay=overlay, discards=tuple(discards), **flags)
     return SnapshotRecord(**known)
 
 

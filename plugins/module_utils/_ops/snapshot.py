@@ -52,7 +52,7 @@ class SnapshotVms:
         started = time.monotonic()
         with member:
             async with session_for(entry, timeout=self._options.timeout, read_only=self._options.check_mode) as session:
-                with _claimed(session):
+                with claimed(session):
                     outcome = await self._on(session, entry)
         outcome.result["seconds"] = round(time.monotonic() - started, 3)
         return outcome
@@ -90,7 +90,7 @@ async def _kind_of(scene: Scene) -> str | None:
 
 
 @contextmanager
-def _claimed(session: Session) -> t.Iterator[None]:
+def claimed(session: Session) -> t.Iterator[None]:
     """One change at a time: a VM with two monitors could be worked on by two tasks. Looking needs no claim."""
     if session.read_only or session.process.pid <= 0:
         yield

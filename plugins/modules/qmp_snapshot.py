@@ -85,7 +85,7 @@ options:
       - File name of an overlay. C({drive}), C({name}) and C({vm}) stand for the names of drive, snapshot and VM.
       - After a revert a number is added, because the file of the discarded branch has the plain name.
     type: str
-    default: "{drive}.{name}.qcow2"
+    default: "{vm}-{drive}.{name}.qcow2"
   quiesce:
     description:
       - Whether the guest's file systems are frozen for the instant of the snapshot, by the guest agent.
@@ -101,9 +101,11 @@ options:
     default: 10.0
   group:
     description:
-      - Take the snapshots of all VMs of this task at one instant. All guests are frozen, then all snapshots taken, then
-        all guests thawed. RV(vms[].group_spread_ms) says how far apart they are at most.
+      - Take the snapshots of all VMs of this task at one instant. No snapshot is taken before all guests are frozen,
+        and no guest is thawed before its snapshot is taken. RV(vms[].group_spread_ms) says how far apart they are.
       - If anything fails on one VM before the instant, no VM gets a snapshot.
+      - A guest agent that does not answer keeps the other guests waiting. After O(freeze_timeout) all are thawed, and
+        no VM gets a snapshot, with O(quiesce=try) as well.
       - O(max_parallel) does not apply then.
     type: bool
     default: false
@@ -118,7 +120,10 @@ options:
     choices: [auto, commit, stream]
     default: auto
   bandwidth:
-    description: Bytes per second that merging may copy, for each VM. Default is no limit.
+    description:
+      - Bytes per second that merging may copy, for each VM. Default is no limit.
+      - Merging the active image ends only when it has caught up with the guest, so this has to be more than the guest
+        writes.
     type: int
   allow_reset:
     description:
@@ -151,7 +156,7 @@ notes:
   - While the memory of a guest is written or read, the guest stands still, and QEMU answers no other monitor.
     RV(vms[].transaction_ms) says for how long. With O(group) only the beginnings are at one instant then.
   - QEMU refuses to go back inside an image that has dirty bitmaps. Those of this collection are removed, so the next
-    backup after going back to a memory snapshot is a full one. Those of other tools make it fail before anything happens.
+    backup after going back to a memory snapshot is a full one. With those of other tools going back is refused.
   - QEMU takes a name of digits only for an id, so internal and memory snapshots cannot have such names.
   - Keep snapshots for hours or days. They are no backups, because they live on the same storage as what they protect.
   - A VM with running block jobs, such as a backup, is refused and not touched.

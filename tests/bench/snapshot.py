@@ -207,7 +207,7 @@ def _live(vm: LabVm, entry: dict[str, Any], still: list[float]) -> float:
 
 def _power_off(vm: LabVm, entry: dict[str, Any]) -> float:
     """As the talk does it by hand: switch off, replace the active image by a new overlay on the snapshot, start."""
-    (path,) = vm.directory.glob("vda.s*.qcow2")
+    (path,) = vm.directory.glob("*-vda.s*.qcow2")
     below = vm.directory / f"{vm.name}-vda.qcow2"
     begin = time.monotonic()
     run_module("qmp_vm_power", {"state": "stopped", "vms": [entry], "powerdown_timeout": 0}).ok()

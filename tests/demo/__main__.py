@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: (c) 2026, blockops.qemu contributors
-"""Back up two running VMs, lose a disk, restore it, boot again, and compare. Run by scripts/demo."""
+"""Back up two running VMs, lose a disk, restore it, boot again, and compare; then patch night. Run by scripts/demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from demo.night import Night, NightError, variables
 from demo.playbooks import PlaybookError, Playbooks
 from demo.report import manifests, row, table
 from lab import vmctl
@@ -55,6 +56,7 @@ class Demo:
                 "vm_restore_socket": f"{self._vms}/{{{{ vm_restore_vm }}}}.qmp",
                 "vm_restore_start_command": shlex.join([sys.executable, vmctl.__file__, "start", f"{self._vms}/"])
                 + "{{ vm_restore_vm }}.conf",
+                **variables(self._vms),
             },
             verbose,
         )
@@ -133,12 +135,16 @@ class Demo:
                 raise DemoError(f"{path} has sha256 {found} instead of {expected}")
         return f"restored data: identical (sha256 {self._checksums[VICTIM]['/mnt/vda/first']})"
 
-    def report(self, verdict: str) -> None:
-        kept = next(self._vms.glob("*.before-*"))
+    def patch_night(self) -> str:
+        return Night(self._directory, self._machines, self._playbooks, self.say).tell()
+
+    def report(self, verdict: str, of_the_night: str) -> None:
+        kept = next(self._vms.glob("*.qcow2.before-*"))
         self.say("This is in the repository now:\n")
         print(table([row(manifest) for manifest in manifests(self._repository)]))
         print(f"\n{VICTIM}: restored, boots, agent answers; the lost disk was kept as {kept.name}")
-        print(verdict, flush=True)
+        print(verdict)
+        print(of_the_night, flush=True)
 
     def tell(self, stack: ExitStack) -> None:
         self.boot(stack)
@@ -150,7 +156,8 @@ class Demo:
         self.back_up("Second backup, the same command: only what has changed.")
         self.lose()
         self.restore()
-        self.report(self.judge())
+        verdict = self.judge()
+        self.report(verdict, self.patch_night())
 
 
 def terminate(_number: int, _frame: object) -> None:
@@ -171,7 +178,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ndemo: interrupted; the VMs and files of the demo are gone", file=sys.stderr)
         return 130
-    except (DemoError, LabError, PlaybookError) as exc:
+    except (DemoError, LabError, NightError, PlaybookError) as exc:
         print(f"\ndemo: FAILED: {exc}", file=sys.stderr)
         return 1
     return 0

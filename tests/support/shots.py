@@ -8,7 +8,6 @@ qemu-img compare of its image with the truth; never by what the module answered.
 
 from __future__ import annotations
 
-import json
 import typing as t
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from support.points import KIB, MIB, read_disk, root_node
 
 SIZE = 8 * MIB
 UNIT = 64 * KIB
+NAMES = "{drive}.{name}.qcow2"
 
 
 class Shots:
@@ -56,7 +56,7 @@ class Shots:
     def call(self, name: str, state: str = "present", *, check: bool = False, **options: t.Any) -> Result:
         """Run qmp_snapshot, whatever comes of it."""
         entry = {**self.entry, **options.pop("entry", {})}
-        params = {"name": name, "state": state, "quiesce": "off", "vms": [entry], **options}
+        params = {"name": name, "state": state, "quiesce": "off", "overlay_name": NAMES, "vms": [entry], **options}
         return run_forked("qmp_snapshot", params, None, check=check)
 
     def present(self, name: str, **options: t.Any) -> dict[str, t.Any]:
@@ -89,7 +89,7 @@ class Shots:
 
     def state(self) -> dict[str, t.Any]:
         """What a run that was refused must leave as it is."""
-        files = {str(path): path.stat().st_size for path in self.directory.rglob("*") if _is_product(path)}
+        files = {str(path): path.lstat().st_size for path in self.directory.rglob("*") if _is_product(path)}
         return {
             "nodes": self.qemu.node_names(),
             "active": {drive: self.qemu.active_node(drive) for drive in self.truth},
@@ -99,16 +99,25 @@ class Shots:
         }
 
     def active(self, drive: str = "vda") -> Path:
-        """The file the guest writes to now; independent of the product's own reading of the graph."""
-        name = str(self.qemu.block(drive)["inserted"]["image"]["filename"])
-        return Path(_innermost(json.loads(name[len("json:") :])) if name.startswith("json:") else name)
+        """The file the guest writes to now."""
+        return Path(self._files(drive)[0])
 
     def chain(self, drive: str = "vda") -> list[str]:
         """File names only, the active one first, as QEMU has them open."""
-        image, files = self.qemu.block(drive)["inserted"]["image"], []
-        while image is not None:
-            files.append(image["filename"].rsplit("/", 1)[-1])
-            image = image.get("backing-image")
+        return [file.rsplit("/", 1)[-1] for file in self._files(drive)]
+
+    def _files(self, drive: str) -> list[str]:
+        """From the protocol nodes: the name of an image is a json: text, cut off at 4096 bytes in long chains."""
+        nodes, top = self.qemu.nodes(), self.qemu.active_node(drive)
+        trees = self.qemu.command("query-blockstats")
+        tree = next((tree for tree in trees if tree.get("node-name") == top), None)
+        files = []
+        while tree is not None:
+            if nodes[tree["node-name"]]["drv"] in ("qcow2", "raw"):
+                files.append(str(nodes[tree["parent"]["node-name"]]["file"]))
+                tree = tree.get("backing")
+            else:
+                tree = tree.get("backing", tree.get("parent"))
         return files
 
     def live(self) -> None:
@@ -152,10 +161,6 @@ class Shots:
     def files(self) -> list[str]:
         """Images and records in the directory."""
         return sorted(path.name for path in self.directory.iterdir() if _is_product(path))
-
-
-def _innermost(node: dict[str, t.Any]) -> str:
-    return _innermost(node["file"]) if "file" in node else str(node["filename"])
 
 
 def vm_of(result: Result) -> dict[str, t.Any]:

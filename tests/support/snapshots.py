@@ -130,7 +130,7 @@ class SnapshotBench:
         entry = {"name": self.vm.name, "socket": str(options.pop("monitor", self.vm.socket))}
         if self.defined:
             options = {"definition": [str(self.vm.script)], **options}
-        return {"quiesce": "off", "vms": [entry], **options}
+        return {"quiesce": "off", "overlay_name": "{drive}.{name}.qcow2", "vms": [entry], **options}
 
     def run(self, trap: Trap | None = None, **options: t.Any) -> Result:
         """Run the module to its end, whatever that is."""
@@ -186,6 +186,11 @@ class SnapshotBench:
             found.append(_plain(str(image["filename"])))
             image = image.get("backing-image")
         return found
+
+    def names(self) -> list[str]:
+        """The snapshots of drive d0, oldest first, by the records beside the images of its chain."""
+        records = (Path(file + RECORD) for file in reversed(self.chain("d0")))
+        return [json.loads(record.read_text())["name"] for record in records if record.exists()]
 
     def state(self) -> dict[str, t.Any]:
         """What a run might change."""
@@ -266,10 +271,13 @@ class SnapshotBench:
         with raw((truth or self.truth)[drive]) as reference:
             assert images.compare(chain[0], reference, "qcow2", "raw"), f"{drive}: {chain[0]}"
 
+    def orphans(self) -> list[str]:
+        """Images that are in no chain."""
+        used = {file for drive in self.bases for file in self.chain(drive)}
+        return sorted(str(path) for path in self.directory.glob("*.qcow2") if str(path) not in used)
+
     def sweep(self) -> None:
-        """Remove by hand what a revert kept aside, so that the next round begins as the first did."""
-        used = {os.path.basename(file) for drive in self.bases for file in self.chain(drive)}
-        for path in self.directory.iterdir():
-            if path.name.endswith(RECORD) and path.name.removesuffix(RECORD) not in used:
+        """Remove by hand what is in no chain, so that the next round begins as the first did."""
+        for orphan in self.orphans():
+            for path in self.directory.glob(f"{os.path.basename(orphan)}*"):
                 path.unlink()
-                path.with_name(path.name.removesuffix(RECORD)).unlink(missing_ok=True)

@@ -298,6 +298,6 @@ def test_a_group_of_frozen_guests(lab_vm_factory: LabVmFactory) -> None:
     done = run_module("qmp_snapshot", params).ok().data["vms"]
     for vm in done:
         assert (vm["status"], vm["consistency"]) == ("taken", "filesystem") and vm["freeze_ms"] > 0
-        assert vm["group_spread_ms"] == done[0]["group_spread_ms"] is not None
+        assert vm["group_spread_ms"] is not None and vm["group_spread_ms"] == done[0]["group_spread_ms"]
     assert all(vm.agent("guest-fsfreeze-status") == "thawed" for vm in vms)
     assert [vm["status"] for vm in run_module("qmp_snapshot", params).ok().data["vms"]] == ["present", "present"]

@@ -7,135 +7,28 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import typing as t
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from support.killer import Trap
-from support.snapshots import SnapshotBench
+from support.snapshot_tasks import (
+    PREDICTED,
+    REVERT,
+    SCENARIOS,
+    SLOW,
+    BenchFactory,
+    finish_task,
+    guest_goes_on,
+    kept,
+    kill,
+    snapshots,
+    steps_of,
+)
 
-SLOW = bool(os.environ.get("BLOCKOPS_SLOW"))
-PREDICTED = ("changed", "status", "drives", "deleted", "kept", "recovered", "boot_drift")
-
-
-class BenchFactory(t.Protocol):
-    def __call__(self, **options: t.Any) -> SnapshotBench: ...
-
-
-@pytest.fixture
-def snapshots(workdir: Path) -> Iterator[BenchFactory]:
-    with ExitStack() as stack:
-
-        def make(**options: t.Any) -> SnapshotBench:
-            bench = SnapshotBench(workdir, **options)
-            stack.callback(bench.vm.close)
-            return bench
-
-        yield make
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A task to kill. ``before``: snapshots that are there, oldest first; ``after``: those when it has been done."""
-
-    task: dict[str, t.Any]
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    stride: int = 5
-    extra: dict[str, t.Any] = field(default_factory=dict)
-
-    @property
-    def reverts(self) -> bool:
-        return bool(self.task["state"] == "reverted")
-
-    def prepare(self, bench: SnapshotBench) -> None:
-        """From any earlier round to where this task begins."""
-        bench.sweep()
-        while (active := bench.chain("d0")[0]) != bench.bases["d0"]:
-            bench.one(name=active.split(".")[-2].split("-")[0], state="absent", merge="commit")
-        bench.points.clear()
-        for name in self.before:
-            bench.change()
-            bench.take(name)
-        bench.change()
-        if self.task["state"] == "present":
-            bench.points[self.task["name"]] = dict(bench.truth)
-
-
-REVERT = {"name": "s1", "state": "reverted", "allow_reset": True}
-SCENARIOS = {
-    "present": Scenario({"name": "s1", "state": "present"}, (), ("s1",)),
-    "present-second": Scenario({"name": "s2", "state": "present"}, ("s1",), ("s1", "s2"), stride=9),
-    "absent-active": Scenario({"name": "s1", "state": "absent", "merge": "commit"}, ("s1",), ()),
-    "absent-middle": Scenario({"name": "s1", "state": "absent", "merge": "commit"}, ("s1", "s2"), ("s2",)),
-    "absent-stream": Scenario({"name": "s2", "state": "absent", "merge": "stream"}, ("s1", "s2"), ("s1",)),
-    "reverted-keep": Scenario({**REVERT, "discarded": "keep"}, ("s1",), ("s1",)),
-    "reverted-delete": Scenario({**REVERT, "discarded": "delete"}, ("s1",), ("s1",)),
-    "reverted-deep": Scenario({**REVERT, "discarded": "delete"}, ("s1", "s2"), ("s1",), stride=9),
-}
-
-
-def steps_of(bench: SnapshotBench, scenario: Scenario, log: Path) -> list[str]:
-    """The boundaries of a run that is not disturbed."""
-    scenario.prepare(bench)
-    log.unlink(missing_ok=True)
-    bench.run(Trap(log=str(log)), **scenario.task).ok()
-    if scenario.reverts:
-        bench.settle(bench.points[scenario.task["name"]])
-    return log.read_text().splitlines()
-
-
-def kill(bench: SnapshotBench, trap: Trap, **task: t.Any) -> None:
-    """Run into the trap. (A run with less to do than the one whose steps were counted may come to its end.)"""
-    result = bench.run(trap, **task)
-    assert result.rc == -signal.SIGKILL or (trap.number is not None and not result.failed), f"{trap}: {result}"
-
-
-def guest_goes_on(bench: SnapshotBench, scenario: Scenario) -> None:
-    """After a kill: what the guest reads is of one moment, and it writes on, unless it was stopped."""
-    if bench.status == "running":
-        candidates = [bench.truth]
-        if scenario.reverts:
-            candidates.append(bench.points[scenario.task["name"]])
-        bench.settle(*candidates)
-        bench.change()
-    else:
-        assert scenario.reverts
-        point = bench.points[scenario.task["name"]]
-        assert all(bench.sees(drive, bench.truth) or bench.sees(drive, point) for drive in bench.bases)
-
-
-def finish_task(bench: SnapshotBench, scenario: Scenario, context: str) -> dict[str, t.Any]:
-    """The same task again does what check mode said, and ends where the task was to end."""
-    predicted = bench.predicted(**scenario.task)
-    assert "error" not in predicted, f"{context}: {predicted}"
-    before = dict(bench.truth)
-    if scenario.task["state"] == "present" and predicted["status"] == "taken":
-        bench.points[scenario.task["name"]] = before  # the killed run had not come to its point
-    done = bench.one(**scenario.task)
-    for key in PREDICTED:
-        assert done[key] == predicted[key], f"{context}: check mode: {key} {predicted[key]}; the run: {done[key]}"
-    written = [entry["path"] for entry in done["definition"]]
-    assert written == [entry["path"] for entry in predicted["definition"]], context
-    if scenario.reverts:
-        bench.settle(bench.points[scenario.task["name"]], before)
-    bench.expect(*scenario.after, kept=kept(bench, scenario))
-    if bench.defined:
-        bench.expect_bootable()
-    return done
-
-
-def kept(bench: SnapshotBench, scenario: Scenario) -> list[str]:
-    """The branches that reverts have kept aside, if they were to."""
-    used = {file for drive in bench.bases for file in bench.chain(drive)}
-    found = [str(file) for file in bench.directory.glob("*.qcow2") if str(file) not in used]
-    return found if scenario.task.get("discarded") == "keep" else []
+__all__ = ["snapshots"]
 
 
 @pytest.mark.parametrize("defined", [False, True], ids=["", "definition"])
@@ -154,4 +47,108 @@ def test_a_kill_at_any_step_loses_nothing(snapshots: BenchFactory, workdir: Path
             assert not bench.one(**scenario.task)["changed"], context
         bench.change()
         bench.expect(*scenario.after, kept=kept(bench, scenario))
+    bench.finish()
+
+
+@pytest.mark.parametrize("name", ["present", "absent-active", "absent-stream", "reverted-keep"])
+def test_a_kill_of_the_run_that_recovers_loses_nothing(snapshots: BenchFactory, workdir: Path, name: str) -> None:
+    bench, scenario = snapshots(), SCENARIOS[name]
+    first = {
+        "present": "qmp transaction",
+        "absent-active": "after qmp job-complete",
+        "absent-stream": "after qmp block-stream",
+        "reverted-keep": "after qmp stop",
+    }[name]
+    scenario.prepare(bench)
+    kill(bench, Trap(label=first), **scenario.task)
+    log = workdir / "steps"
+    bench.run(Trap(log=str(log)), **scenario.task).ok()
+    if scenario.reverts:
+        bench.settle(bench.points["s1"])
+    steps = log.read_text().splitlines()
+    for number in range(0, len(steps), 1 if SLOW else 8):
+        context = f"killed at {first}, then before {steps[number]} ({number})"
+        print(context)
+        scenario.prepare(bench)
+        kill(bench, Trap(label=first), **scenario.task)
+        bench.run(Trap(number=number), **scenario.task)  # one that ended before is as good
+        guest_goes_on(bench, scenario)
+        finish_task(bench, scenario, context)
+    bench.finish()
+
+
+# Where a revert leaves the guest stopped, what the next task is, and the error it may end with.
+OTHERS = [
+    ("present", "qmp transaction", {"state": "absent"}, None),
+    ("present", "after qmp transaction", {"state": "absent"}, None),
+    ("present", "qmp transaction", {"name": "s2", "state": "present"}, None),
+    ("absent-active", "qmp job-complete", {"name": "s2", "state": "present"}, "JobsRunning"),
+    ("absent-active", "after qmp job-complete", {"state": "present"}, "SnapshotIncomplete"),
+    ("absent-active", "qmp job-complete", {**REVERT}, "JobsRunning"),
+    ("reverted-keep", "after qmp stop", {"name": "s2", "state": "present"}, None),
+    ("reverted-keep", "after qmp stop", {"name": "s2", "state": "absent"}, None),
+    ("reverted-keep", "after qmp qom-set", {"name": "s2", "state": "present"}, "RevertInterrupted"),
+    ("reverted-keep", "qmp system_reset", {"state": "absent"}, "RevertInterrupted"),
+    ("reverted-keep", "after qmp cont", {"name": "s2", "state": "present"}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "label", "other", "error"), OTHERS)
+def test_another_task_after_a_kill(
+    snapshots: BenchFactory, name: str, label: str, other: dict[str, t.Any], error: str | None
+) -> None:
+    """A right result, or an error that says what is so; never a guest that stands still without a word."""
+    bench, scenario = snapshots(), SCENARIOS[name]
+    task = {**scenario.task, "state": "present", **other}
+    scenario.prepare(bench)
+    kill(bench, Trap(label=label), **scenario.task)
+    guest_goes_on(bench, scenario)
+    predicted = bench.predicted(**task)
+    done = bench.run(**task).data["vms"][0]
+    assert done.get("error", {}).get("kind") == predicted.get("error", {}).get("kind"), (predicted, done)
+    # The commit may have become a finished one by itself.
+    assert done.get("error", {}).get("kind") in (error, None), done
+    if "error" not in done:
+        assert [done[key] for key in PREDICTED] == [predicted[key] for key in PREDICTED]
+        assert bench.status == "running"
+    elif bench.status != "running":
+        assert "paused" in done["error"]["message"]
+    guest_goes_on(bench, scenario)
+    if error is not None:
+        bench.one(**scenario.task)  # what the error advises
+    assert bench.status == "running"
+    bench.settle(*([bench.points["s1"]] if scenario.reverts and error is not None else [bench.truth]))
+    bench.change()
+    bench.finish()
+
+
+@pytest.mark.parametrize("name", ["present", "absent-active", "reverted-keep"])
+def test_two_tasks_at_once_on_two_monitors(snapshots: BenchFactory, name: str) -> None:
+    """One works, the other one is told so, and touches nothing."""
+    bench, scenario = snapshots(), SCENARIOS[name]
+    scenario.prepare(bench)
+    label = {"present": "qmp transaction", "absent": "qmp job-complete", "reverted": "qmp qom-set"}
+    with bench.stopped(Trap(label=label[scenario.task["state"]], sends=signal.SIGSTOP), **scenario.task) as running:
+        bench.vm.detach()
+        other = bench.run(monitor=bench.vm.control_socket, **scenario.task)
+        assert other.data["vms"][0]["error"]["kind"] == "VmClaimed", other
+    running.finish().ok()
+    if scenario.reverts:
+        bench.settle(bench.points["s1"])
+    bench.expect(*scenario.after, kept=kept(bench, scenario))
+    bench.change()
+    bench.finish()
+
+
+@pytest.mark.parametrize("sends", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("present", "after qmp blockdev-add"), ("absent-active", "qmp job-complete"), ("reverted-keep", "after qmp stop")],
+)
+def test_a_task_that_is_told_to_end(snapshots: BenchFactory, name: str, label: str, sends: int) -> None:
+    bench, scenario = snapshots(), SCENARIOS[name]
+    scenario.prepare(bench)
+    bench.run(Trap(label=label, sends=sends), **scenario.task)
+    guest_goes_on(bench, scenario)
+    finish_task(bench, scenario, f"{sends} at {label}")
     bench.finish()

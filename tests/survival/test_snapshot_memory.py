@@ -445,4 +445,4 @@ def test_a_group(workdir: Path, qemu_factory: QemuFactory) -> None:
     entries = [{"name": vm.name, "socket": str(vm.socket)} for vm in vms]
     done = run_module("qmp_snapshot", {"name": "s1", "group": True, "vms": entries, **KIND}).ok().data["vms"]
     assert [vm["status"] for vm in done] == ["taken", "taken"]
-    assert done[0]["group_spread_ms"] == done[1]["group_spread_ms"] is not None
+    assert done[0]["group_spread_ms"] is not None and done[0]["group_spread_ms"] == done[1]["group_spread_ms"]

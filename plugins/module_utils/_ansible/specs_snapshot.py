@@ -30,7 +30,7 @@ def snapshot_spec() -> dict[str, t.Any]:
         drives={"type": "list", "elements": "str"},
         exclude_drives={"type": "list", "elements": "str"},
         overlay_directory={"type": "path"},
-        overlay_name={"type": "str", "default": "{drive}.{name}.qcow2"},
+        overlay_name={"type": "str", "default": "{vm}-{drive}.{name}.qcow2"},
         quiesce={"type": "str", "choices": ["required", "try", "off"], "default": "try"},
         freeze_timeout={"type": "float", "default": 10.0},
         group={"type": "bool", "default": False},

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 import typing as t
@@ -121,10 +123,12 @@ def remove_copy(kept: str, content: bytes) -> None:
 def _put(model: str, content: bytes, dest: str) -> None:
     """Make ``dest`` a file with this content and all else of ``model``: complete, durable, at once."""
     directory, name = os.path.split(dest)
+    _sweep(directory, name)
     temporary = os.path.join(directory, f".{name}.{secrets.token_hex(4)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb") as stream:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, see _sweep
             stream.write(content)
             stream.flush()
             _look_like(model, fd)
@@ -134,6 +138,22 @@ def _put(model: str, content: bytes, dest: str) -> None:
         _remove(temporary)
         raise
     _sync_directory(directory)
+
+
+def _sweep(directory: str, name: str) -> None:
+    """Remove what killed runs have left of the same file: temporary ones that nobody holds."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp")
+    for found in os.listdir(directory):
+        if pattern.fullmatch(found) is None:
+            continue
+        path = os.path.join(directory, found)
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(fd)
 
 
 def _look_like(model: str, fd: int) -> None:

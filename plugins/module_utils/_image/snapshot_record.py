@@ -10,7 +10,9 @@ tools for images that nobody has open. Only a file with such a record is ever de
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import typing as t
@@ -36,7 +38,9 @@ class SnapshotRecord:
     (nothing needs the overlay any more); ``reverting`` (made to take the place of ``discards``, a branch to be
     discarded; ``running``: the guest ran before), ``discarded`` (of such a branch, kept aside).
     ``job``: the one that commits it, if that is not the one named after it. ``stays``: when nothing needs the overlay
-    any more, its file is left to the user. ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.
+    any more, its file is left to the user.
+    ``definition``: the files that were, or were to be, rewritten for this overlay, should it have to go again.
+    ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.
     """
 
     name: str
@@ -53,6 +57,7 @@ class SnapshotRecord:
     discards: tuple[str, ...] = ()
     job: str | None = None
     stays: bool = False
+    definition: tuple[str, ...] = ()
 
     def in_state(self, state: str, **changes: t.Any) -> SnapshotRecord:
         return dataclasses.replace(self, state=state, **changes)
@@ -85,12 +90,45 @@ def _parse(raw: t.Any, overlay: str) -> SnapshotRecord | None:
     if os.path.basename(raw["overlay"]) != os.path.basename(overlay):
         return None
     known = {key: raw[key] for key in (*texts, "vm", "uuid", "job") if raw.get(key) is not None}
-    discards = raw.get("discards", [])
-    if not isinstance(discards, list) or not all(isinstance(path, str) for path in discards):
-        return None
+    for key in ("discards", "definition"):
+        paths = raw.get(key, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            return None
+        known[key] = tuple(paths)
     flags = {key: bool(raw.get(key)) for key in ("running", "stays")}
-    known.update(overlay=overlay, discards=tuple(discards), **flags)
-    return SnapshotRecord(**known)
+    return SnapshotRecord(**{**known, **flags, "overlay": overlay})
+
+
+def claim_record(record: SnapshotRecord) -> bool:
+    """Write the first record of an overlay. False when somebody else has claimed the name, be it at this moment.
+
+    Two VMs may have their images in one directory, and drives of one name. An empty file was left by a run that was
+    killed before it could write, unless that run still holds its lock.
+
+    :raise FileFailed: the directory cannot be written, or is full.
+    """
+    path = record_path(record.overlay)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(fd, "r+", encoding="utf-8") as stream:
+            if not _lock(fd) or os.fstat(fd).st_size or not os.fstat(fd).st_nlink:
+                return False
+            stream.write(_text(record))
+            stream.flush()
+            os.fsync(fd)
+    except OSError as exc:
+        _forget_empty(path)
+        raise FileFailed(path=path, doing="writing the record of a snapshot", reason=exc.strerror or str(exc)) from exc
+    return True
+
+
+def is_free(overlay: str) -> bool:
+    """Whether neither the overlay nor a record of it is there."""
+    try:
+        claimed = os.lstat(record_path(overlay)).st_size > 0
+    except OSError:
+        claimed = False
+    return not claimed and not os.path.lexists(overlay)
 
 
 def write_record(record: SnapshotRecord) -> None:
@@ -99,12 +137,11 @@ def write_record(record: SnapshotRecord) -> None:
     :raise FileFailed: the directory cannot be written, or is full.
     """
     path = record_path(record.overlay)
-    text = json.dumps({"format": _FORMAT, **dataclasses.asdict(record)}, indent=1, sort_keys=True) + "\n"
     temporary = f"{path}.new"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.write(_text(record))
             stream.flush()
             os.fsync(fd)
         os.replace(temporary, path)
@@ -127,6 +164,25 @@ def records_in(directory: str) -> list[SnapshotRecord]:
         return []
     found = (read_record(os.path.join(directory, name[: -len(SUFFIX)])) for name in names if name.endswith(SUFFIX))
     return sorted((record for record in found if record is not None), key=lambda record: record.overlay)
+
+
+def _text(record: SnapshotRecord) -> str:
+    return json.dumps({"format": _FORMAT, **dataclasses.asdict(record)}, indent=1, sort_keys=True) + "\n"
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _forget_empty(path: str) -> None:
+    """A claim that came to nothing (the file system is full)."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_size == 0:
+            os.unlink(path)
 
 
 def _forget(path: str) -> None:

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from .._block.graph import Drive, Layer
 from .._block.names import bitmap_name, overlay_node, parse_bitmap, snapshot_object
 from .._errors import BlockOpsError, CommandFailed, FileFailed
-from .._image.snapshot_record import PREPARING, SnapshotRecord, read_record, record_path, remove_record, write_record
+from .._image.snapshot_record import PREPARING, SnapshotRecord, claim_record, is_free, read_record, remove_record
 from .._qmp.nodes import OverlayImage, attach_overlay
 from .._qmp.session import Session
 from .._repository._files import named, sync_directory
@@ -96,6 +96,7 @@ def plan_overlay(scene: Scene, drive: Drive, below: Layer, taken: t.Container[st
         state=PREPARING,
         vm=vm.name,
         uuid=vm.uuid,
+        definition=scene.definition,
     )
     return Overlay(drive, below, overlay_node(options.name, drive.name, taken), record, tuple(_carried(below)))
 
@@ -129,7 +130,7 @@ def _free_path(drive: Drive, path: str, gone: t.Container[str]) -> str:
     stem, extension = os.path.splitext(path)
     candidate = path
     for number in range(2, _MOST):
-        if candidate in gone or (not os.path.lexists(candidate) and not os.path.lexists(record_path(candidate))):
+        if candidate in gone or is_free(candidate):
             return candidate
         if read_record(candidate) is None:
             break
@@ -168,9 +169,14 @@ async def make(session: Session, overlay: Overlay, backing_node: str | None, lik
 
 
 def _claim(overlay: Overlay, like: str | None, pid: int) -> None:
-    write_record(overlay.record)
+    if not claim_record(overlay.record):
+        raise OverlayExists(path=overlay.path, drive=overlay.drive.name)
     with named(overlay.path, "making the overlay"):
-        fd = os.open(overlay.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(overlay.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            remove_record(overlay.path)  # a file that has come up meanwhile must not seem to be ours
+            raise
         try:
             _dress(fd, like, pid)
         finally:
@@ -194,12 +200,23 @@ def _dress(fd: int, like: str | None, pid: int) -> None:
 
 
 async def take_back(session: Session, overlays: t.Iterable[Overlay], nodes: t.Container[str]) -> None:
-    """Remove overlays that are not in use. ``nodes``: those QEMU has now."""
+    """Remove overlays that are not in use, of those that were made. ``nodes``: those QEMU has now."""
     for overlay in overlays:
         for node in (overlay.node, overlay.helper):
             if node in nodes:
                 await session.command("blockdev-del", node_name=node)
-        await asyncio.to_thread(remove_overlay, overlay.path)
+        await asyncio.to_thread(_remove_own, overlay)
+
+
+def _remove_own(overlay: Overlay) -> None:
+    """Whatever has this name may be another VM's, which was quicker: the record tells."""
+    found = read_record(overlay.path)
+    if found is not None and _owner(found) == _owner(overlay.record):
+        remove_overlay(overlay.path)
+
+
+def _owner(record: SnapshotRecord) -> tuple[str | None, str | None, str]:
+    return record.vm, record.uuid, record.drive
 
 
 def remove_overlay(path: str) -> None:

@@ -70,7 +70,11 @@ class SnapshotVms:
         if kind is None:
             known = sorted({name for module in _KINDS.values() for name in await module.names(scene)})
             raise SnapshotMissing(
-                vm=vm.name, snapshot=options.name, type="", where="", known=", ".join(known) or "none at all"
+                vm=vm.name,
+                snapshot=options.name,
+                type="external, internal or memory",
+                where="",
+                known=", ".join(known) or "none at all",
             )
         act = _KINDS[kind].absent if options.state == "absent" else _KINDS[kind].reverted
         done: Outcome = await act(scene)

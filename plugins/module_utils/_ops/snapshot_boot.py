@@ -53,6 +53,13 @@ class BootFiles:
         depth = files.index(started.file) + 1 if started is not None and started.file in files else 1
         olds = {layer.file: Move(drive.name, (layer.file,), new, layer.driver, new_format) for layer in drive.layers}
         known = dict(list(olds.items())[:depth])
+        known.update(
+            {
+                path: Move(drive.name, (path,), new, "qcow2", new_format)
+                for name, path in self.scene.stale
+                if name == drive.name
+            }
+        )
         if started is not None and not started.temporary:
             fmt = started.format or (known[started.file].old_format if started.file in known else drive.active.driver)
             spellings = (started.file, started.spelled)
@@ -70,7 +77,8 @@ class BootFiles:
         """:raise DefinitionUnsafe: a file names an image in a way that cannot be changed for sure."""
         changes = plan_definitions(self.scene.definition, moves)
         untouched = (change.path for change in changes if change.untouched and moves)
-        return Rewriting(changes, tuple(f"{path} in definition names no image of the VM." for path in untouched))
+        warnings = tuple(f"{path} in definition names no image of the VM." for path in untouched)
+        return Rewriting(changes, warnings, mended=self.scene.mended)
 
     def warnings(self, actives: Actives, rewriting: Rewriting) -> t.Iterator[str]:
         """Unless every drifting drive's new image is named by a definition file, a cold start is dangerous."""
@@ -90,11 +98,15 @@ class BootFiles:
 
 @dataclass
 class Rewriting:
-    """The definition files to rewrite, and those already rewritten with the copy of what they were."""
+    """The definition files to rewrite, and those already rewritten with the copy of what they were.
+
+    ``mended``: those that cleaning up after a killed run has rewritten already, as ``result`` tells of them.
+    """
 
     changes: t.Sequence[DefinitionChange]
     warnings: tuple[str, ...] = ()
     written: list[tuple[DefinitionChange, str | None]] = field(default_factory=list)
+    mended: t.Sequence[dict[str, t.Any]] = ()
 
     @property
     def needed(self) -> bool:
@@ -115,8 +127,11 @@ class Rewriting:
 
     def result(self, check_mode: bool) -> list[dict[str, t.Any]]:
         if check_mode:
-            return [{"path": change.path, "backup": None} for change in self.changes if change.changed]
-        return [{"path": change.path, "backup": backup} for change, backup in self.written]
+            done = [{"path": change.path, "backup": None} for change in self.changes if change.changed]
+        else:
+            done = [{"path": change.path, "backup": backup} for change, backup in self.written]
+        known = {entry["path"] for entry in self.mended}
+        return [*self.mended, *(entry for entry in done if entry["path"] not in known)]
 
     def diff(self, before: t.Any, after: t.Any) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
         """The chains, and the definition files, before and after."""

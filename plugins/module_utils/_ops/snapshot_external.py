@@ -26,7 +26,7 @@ from .snapshot_point import about_point, settle, still_frozen, take_point
 from .snapshot_recovery import recover
 from .snapshot_report import Chains, chains, drive_result, vm_result
 from .snapshot_revert import reverted
-from .snapshot_view import Selection, View, look, refuse_while_jobs_run, select
+from .snapshot_view import Selection, View, is_firmware, look, refuse_while_jobs_run, select
 from .vm import read_nodes
 
 _WHAT = "an external snapshot"
@@ -82,7 +82,7 @@ def unfit(drive: Drive) -> str | None:
         return "it is empty (no medium inserted)"
     if drive.active.driver in ("quorum", "blkverify"):
         return f"the {drive.active.driver} driver has no single image"
-    if drive.qdev is None or drive.qdev.startswith("/machine/system.flash"):
+    if is_firmware(drive):
         return "it is firmware memory (pflash) or used by no device, and stays as it is"
     if drive.removable:
         return "it is a removable medium"

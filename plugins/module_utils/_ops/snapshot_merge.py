@@ -14,15 +14,17 @@ from contextlib import suppress
 from .._errors import BlockOpsError, CommandFailed
 from .._image.snapshot_record import MERGED, MERGING, PRESENT, STREAMING, remove_record, write_record
 from .._qmp.jobs import Job, Watch, cancel, watch
+from .._qmp.nodes import flush
 from . import snapshot_boot
 from ._outcome import Outcome
 from .overlay import remove_overlay
-from .snapshot_boot import BootFiles, Rewriting
+from .snapshot_boot import Rewriting
 from .snapshot_merge_plan import Merge, plan_merge, renumbering
+from .snapshot_merge_report import Done, actives, merged_drive, nothing, orphans, predicted, report
 from .snapshot_options import Scene
 from .snapshot_recovery import recover
-from .snapshot_report import Chains, chains, drive_result, vm_result
-from .snapshot_view import View, refuse_while_jobs_run
+from .snapshot_report import chains, vm_result
+from .snapshot_view import refuse_while_jobs_run
 from .vm import read_drives, read_nodes, read_vm
 
 
@@ -38,21 +40,6 @@ class MergeUnfinished(BlockOpsError):
     advice = "The job {job} goes on inside QEMU. Run the same task again to follow it and finish."
 
 
-@dataclasses.dataclass
-class _Done:
-    """What has happened so far, also when something fails after it."""
-
-    drives: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
-    deleted: list[str] = dataclasses.field(default_factory=list)
-    kept: list[str] = dataclasses.field(default_factory=list)
-    definition: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
-
-    def sentence(self) -> str:
-        names = ", ".join(drive["name"] for drive in self.drives)
-        return f" Drives already merged: {names}." if names else ""
-
-
 async def absent(scene: Scene) -> Outcome:
     """Merge the snapshot's overlays, wherever they are among the chosen drives."""
     began = scene.vm
@@ -62,15 +49,14 @@ async def absent(scene: Scene) -> Outcome:
     targets = [placed for placed in targets if placed.drive.name not in excluded]
     boot = await snapshot_boot.look(scene)
     if not targets:
-        return _nothing(scene, view, boot, recovered)
+        return nothing(scene, view, boot, recovered)
     merges = [plan_merge(scene, view, placed) for placed in targets]
     refuse_while_jobs_run(scene, "dropping a snapshot", {merge.job for merge in merges})
-    actives = _actives(merges)
-    rewriting = boot.plan(boot.moves(actives))
+    rewriting = boot.plan(boot.moves(actives(merges)))
     before = chains(began.drive(merge.placed.drive.name) or merge.placed.drive for merge in merges)
     if scene.check_mode:
-        return _predicted(scene, merges, boot, rewriting, before, recovered)
-    done = _Done(warnings=list(_orphans(scene, view)))
+        return predicted(scene, merges, boot, rewriting, before, recovered)
+    done = Done(warnings=list(orphans(scene, view)))
     try:
         for name in [merge.placed.drive.name for merge in merges]:
             scene = await _merge_drive(scene, name, done)
@@ -78,25 +64,25 @@ async def absent(scene: Scene) -> Outcome:
         result = vm_result(scene, "external", "present", done.drives, recovered=recovered)
         result.update(deleted=done.deleted, kept=done.kept, definition=done.definition)
         return Outcome(bool(done.drives or recovered), result, warnings=tuple(done.warnings), error=exc)
-    return _report(scene, before, done, recovered, await snapshot_boot.look(scene), rewriting)
+    return report(scene, before, done, recovered, await snapshot_boot.look(scene), rewriting)
 
 
-async def _merge_drive(scene: Scene, name: str, done: _Done) -> Scene:
+async def _merge_drive(scene: Scene, name: str, done: Done) -> Scene:
     """One drive, planned anew because the one before took its time."""
     view = (await recover(scene))[1]
     for placed in view.of(scene.options.name, [name]):
         merge = plan_merge(scene, view, placed)
         boot = await snapshot_boot.look(scene)
-        rewriting = boot.plan(boot.moves(_actives([merge])))
+        rewriting = boot.plan(boot.moves(actives([merge])))
         await _merge(scene, merge, rewriting, done)
         named = {entry["path"] for entry in done.definition}
         done.definition += [entry for entry in rewriting.result(False) if entry["path"] not in named]
-        done.drives.append(_drive_result(merge))
+        done.drives.append(merged_drive(merge))
         scene = dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
     return scene
 
 
-async def _merge(scene: Scene, merge: Merge, rewriting: Rewriting, done: _Done) -> None:
+async def _merge(scene: Scene, merge: Merge, rewriting: Rewriting, done: Done) -> None:
     record = merge.placed.record
     if merge.job not in scene.vm.jobs:
         # Before the first byte: from then on a commit has changed the snapshot itself, which must not be gone back to.
@@ -107,12 +93,11 @@ async def _merge(scene: Scene, merge: Merge, rewriting: Rewriting, done: _Done) 
         if merge.active_commit and job.status == "ready":
             await scene.session.command("job-complete", id=merge.job)
             job = await _ended(scene, merge, watcher, done)
-    rewriting.write()
-    await _book(scene, merge, job, done)
+    await _book(scene, merge, rewriting, job, done)
     await _renumber(scene, merge, done)
 
 
-async def _run(scene: Scene, merge: Merge, watcher: Watch, done: _Done) -> Job:
+async def _run(scene: Scene, merge: Merge, watcher: Watch, done: Done) -> Job:
     """Start the job, or adopt the one a killed run has started, and wait for its end or for being ready."""
     if merge.job not in scene.vm.jobs:
         try:
@@ -127,7 +112,7 @@ async def _run(scene: Scene, merge: Merge, watcher: Watch, done: _Done) -> Job:
     return await _ended(scene, merge, watcher, done)
 
 
-async def _ended(scene: Scene, merge: Merge, watcher: Watch, done: _Done) -> Job:
+async def _ended(scene: Scene, merge: Merge, watcher: Watch, done: Done) -> Job:
     job = (await watcher.until_ended([merge.job], _deadline(scene)))[merge.job]
     if job is None and merge.how == "stream":
         # A stream's job goes by itself; whether it came to its end is seen by the chain.
@@ -145,7 +130,7 @@ async def _streamed(scene: Scene, merge: Merge) -> bool:
     return merge.placed.overlay.node in nodes and merge.placed.image.node not in nodes
 
 
-async def _judged(scene: Scene, merge: Merge, job: Job | None, done: _Done, good: t.Container[str]) -> Job:
+async def _judged(scene: Scene, merge: Merge, job: Job | None, done: Done, good: t.Container[str]) -> Job:
     """The job, when it is where it should be. One that failed is dismissed, one that stalled cancelled."""
     if job is not None and job.error is None and not job.stalled and job.status in good:
         return job
@@ -163,7 +148,7 @@ async def _judged(scene: Scene, merge: Merge, job: Job | None, done: _Done, good
     raise _failed(scene, merge, said, done)
 
 
-def _failed(scene: Scene, merge: Merge, said: str, done: _Done) -> MergeFailed:
+def _failed(scene: Scene, merge: Merge, said: str, done: Done) -> MergeFailed:
     state = {
         "commit": "The snapshot itself may have been written to: it can be dropped, but no longer gone back to.",
         "stream": "The snapshot is whole.",
@@ -183,14 +168,18 @@ def _deadline(scene: Scene) -> float | None:
     return None if scene.options.job_timeout is None else time.monotonic() + scene.options.job_timeout
 
 
-async def _book(scene: Scene, merge: Merge, job: Job, done: _Done) -> None:
+async def _book(scene: Scene, merge: Merge, rewriting: Rewriting, job: Job, done: Done) -> None:
     """The images are merged; now the records and files follow, in an order that a kill can interrupt anywhere."""
     placed = merge.placed
     if merge.how == "stream":
-        await _inherit(merge)
+        # QEMU takes the image below out of the header first, and writes the tables of what it copied when it likes.
+        await flush(scene.session, placed.overlay.node)
     doomed = placed.record if merge.how == "commit" else merge.inherits
     if doomed is not None:
         await asyncio.to_thread(write_record, doomed.in_state(MERGED))
+    rewriting.write()
+    if merge.how == "stream":
+        await _inherit(merge)
     if job.status == "concluded":
         # It holds on to its nodes. That the images are merged, which its result tells, is in the records by now.
         await scene.session.command("job-dismiss", id=job.id)
@@ -216,7 +205,7 @@ async def _inherit(merge: Merge) -> None:
         await asyncio.to_thread(write_record, record)
 
 
-async def _renumber(scene: Scene, merge: Merge, done: _Done) -> None:
+async def _renumber(scene: Scene, merge: Merge, done: Done) -> None:
     command = renumbering(merge)
     if command is None:
         return
@@ -225,77 +214,3 @@ async def _renumber(scene: Scene, merge: Merge, done: _Done) -> None:
     except CommandFailed as exc:
         name = merge.placed.drive.name
         done.warnings.append(f"The next backup of drive {name} will be a full one: {exc}")
-
-
-def _actives(merges: t.Iterable[Merge]) -> dict[str, tuple[str, str]]:
-    """Drives whose active image changes, and the file and format it will be."""
-    return {
-        merge.placed.drive.name: (merge.placed.image.file, merge.placed.image.driver)
-        for merge in merges
-        if merge.active_commit
-    }
-
-
-def _nothing(scene: Scene, view: View, boot: BootFiles, recovered: list[str]) -> Outcome:
-    rewriting = boot.plan(boot.moves({}))
-    if not scene.check_mode:
-        rewriting.write()
-    result = vm_result(scene, None, "absent", recovered=recovered)
-    result.update(definition=rewriting.result(scene.check_mode), boot_drift=boot.drift({}))
-    result["kept"] = [record.overlay for record in view.loose if record.name == scene.options.name]
-    warnings = (*_orphans(scene, view), *boot.warnings({}, rewriting))
-    changed = bool(recovered) or rewriting.needed
-    return Outcome(changed, result, *rewriting.diff({}, {}), warnings=warnings)
-
-
-def _orphans(scene: Scene, view: View) -> t.Iterator[str]:
-    """Overlays of this snapshot that are in no chain, though nothing says that they were merged."""
-    for record in view.loose:
-        if record.name == scene.options.name and record.state in (PRESENT, MERGING, STREAMING):
-            yield (
-                f"The overlay {record.overlay} of drive {record.drive} is not in use, and nothing says that it was "
-                "merged: was the VM started from an old definition? It may hold what the guest wrote; it stays."
-            )
-
-
-def _predicted(
-    scene: Scene, merges: list[Merge], boot: BootFiles, rewriting: Rewriting, before: Chains, recovered: list[str]
-) -> Outcome:
-    result = vm_result(scene, "external", "removed", [_drive_result(merge) for merge in merges], recovered=recovered)
-    result.update(
-        deleted=[merge.doomed for merge in merges if merge.doomed is not None],
-        kept=[merge.left for merge in merges if merge.left is not None],
-        commands=[merge.command.to_result() for merge in merges],
-        definition=rewriting.result(True),
-        boot_drift=boot.drift(_actives(merges)),
-    )
-    after = {merge.placed.drive.name: _files_after(merge) for merge in merges}
-    return Outcome(True, result, *rewriting.diff(before, after), warnings=rewriting.warnings)
-
-
-def _files_after(merge: Merge) -> list[str]:
-    gone = merge.placed.overlay if merge.how == "commit" else merge.placed.image
-    return [layer.file for layer in merge.placed.drive.layers if layer is not gone]
-
-
-def _report(
-    scene: Scene, before: Chains, done: _Done, recovered: list[str], boot: BootFiles, rewriting: Rewriting
-) -> Outcome:
-    result = vm_result(scene, "external", "removed", done.drives, recovered=recovered)
-    result.update(deleted=done.deleted, kept=done.kept, definition=done.definition, boot_drift=boot.drift({}))
-    after = chains(drive for drive in scene.vm.drives if drive.name in before)
-    warnings = (*done.warnings, *rewriting.warnings, *boot.warnings({}, rewriting))
-    return Outcome(True, result, *rewriting.diff(before, after), warnings=warnings)
-
-
-def _drive_result(merge: Merge) -> dict[str, t.Any]:
-    placed = merge.placed
-    node = placed.image.node if merge.active_commit else placed.drive.active.node
-    return drive_result(
-        placed.drive,
-        placed.image.file,
-        overlay=placed.overlay.file,
-        node=node,
-        merge=merge.how,
-        bytes_=merge.bytes_bound,
-    )

@@ -70,7 +70,7 @@ class SnapshotOptions:
     drives: tuple[str, ...] = ()
     exclude_drives: tuple[str, ...] = ()
     overlay_directory: str | None = None
-    overlay_name: str = "{drive}.{name}.qcow2"
+    overlay_name: str = "{vm}-{drive}.{name}.qcow2"
     quiesce: str = "try"
     freeze_timeout: float = 10.0
     group: bool = False
@@ -121,6 +121,8 @@ class Scene:
     """What one VM's operation works with: the connection, the VM as it was observed last, and what was asked for.
 
     ``gone``: files that check mode has to take for deleted, because cleaning up would have deleted them by now.
+    ``mended``: the definition files that cleaning up has (or would have) rewritten.
+    ``stale``: (drive, overlay) of killed runs, which definition files may name although the VM never came to use them.
     """
 
     session: Session
@@ -130,6 +132,8 @@ class Scene:
     guard: ThawGuard | None = None
     group: Rendezvous | None = None
     gone: frozenset[str] = frozenset()
+    mended: tuple[dict[str, t.Any], ...] = ()
+    stale: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def check_mode(self) -> bool:

@@ -30,6 +30,9 @@ from .._image.snapshot_record import (
     remove_record,
     write_record,
 )
+from .._qmp.nodes import flush
+from . import snapshot_boot
+from .cold_boot import Move, plan_definitions, write_definition
 from .overlay import remove_overlay
 from .snapshot_options import Scene
 from .snapshot_view import Placed, View, look
@@ -50,7 +53,8 @@ class Recovery:
 
     ``nodes`` to detach, ``doomed`` overlays to delete, records to write (``settled``) or to ``forget``, finished jobs
     to dismiss, records to write at ``last``, and whether to ``resume`` a guest stopped by a run that never came to its
-    point.
+    point. ``unmark``: overlays that stay without a record. ``mends``: what definition files say of doomed overlays, and
+    are to say instead.
     """
 
     nodes: tuple[str, ...] = ()
@@ -60,10 +64,13 @@ class Recovery:
     jobs: tuple[str, ...] = ()
     resume: bool = False
     last: tuple[SnapshotRecord, ...] = ()
+    unmark: tuple[str, ...] = ()
+    mends: tuple[Move, ...] = ()
 
     @property
     def needed(self) -> bool:
-        return bool(self.nodes or self.doomed or self.settled or self.forget or self.jobs or self.resume)
+        done = self.nodes or self.doomed or self.settled or self.forget or self.jobs or self.unmark
+        return bool(done) or self.resume
 
     def sentences(self) -> list[str]:
         return [
@@ -71,6 +78,7 @@ class Recovery:
             *(f"{record.overlay} was left by a run that did not come to its end" for record in self.doomed),
             *(f"{record.overlay} is in use, which its record did not know yet" for record in self.settled),
             *(f"the record of {overlay} was left without its overlay" for overlay in self.forget),
+            *(f"{overlay} holds all of the image below, which it was merged with" for overlay in self.unmark),
             *(f"job {job} had ended and was not dismissed" for job in self.jobs),
             *(["the VM was stopped by a run that did not come to its end"] if self.resume else []),
         ]
@@ -85,6 +93,11 @@ async def recover(scene: Scene) -> tuple[Scene, View, list[str]]:
     recovery = plan(scene, view)
     if not recovery.needed:
         return scene, view, []
+    scene = dataclasses.replace(scene, stale=frozenset((record.drive, record.overlay) for record in recovery.doomed))
+    mending = (await snapshot_boot.look(scene)).plan(recovery.mends)
+    if not scene.check_mode:
+        mending.write()  # first, so that it never names a file that is not there
+    scene = dataclasses.replace(scene, mended=tuple(mending.result(scene.check_mode)))
     if scene.check_mode:
         return _without(scene, recovery), _as_if_done(view, recovery), recovery.sentences()
     await _execute(scene, recovery)
@@ -102,6 +115,7 @@ def plan(scene: Scene, view: View) -> Recovery:
         for record in view.loose
         if _job_merged(scene, record) or (record.state == MERGING and record.job in bypassed)
     }
+    merged |= {placed.record.image for placed in view.placed if _streamed(placed)}
     doomed = tuple(
         record
         for record in view.loose
@@ -126,7 +140,33 @@ def plan(scene: Scene, view: View) -> Recovery:
         forget=tuple(record.overlay for record in view.loose if not os.path.exists(record.overlay)),
         jobs=jobs,
         resume=bool(stopped) and vm.status == "paused" and not swapped,
+        unmark=tuple(_unmarked(scene, view)),
+        mends=() if swapped else tuple(_mends(scene, view)),
     )
+
+
+def _unmarked(scene: Scene, view: View) -> t.Iterator[str]:
+    """Overlays that a foreign image was streamed into. The last one of a chain is on no image, so it is not placed."""
+    for placed in view.placed:
+        if _streamed(placed) and read_record(placed.record.image) is None:
+            yield placed.record.overlay
+    for drive in scene.vm.drives:
+        record = read_record(drive.layers[-1].file) if drive.layers and drive.layers[-1].protocol == "file" else None
+        if record is not None and record.state == STREAMING:
+            yield record.overlay
+
+
+def _mends(scene: Scene, view: View) -> t.Iterator[Move]:
+    """A definition was rewritten for what then did not come, or was not yet for what did: what runs is right.
+
+    Not while some drives are back at a snapshot and others are not: the definition says that all are, which is better
+    than a mixture.
+    """
+    for record in view.loose:
+        drive = scene.vm.drive(record.drive)
+        if drive is not None and not drive.empty:
+            active = drive.active
+            yield Move(drive.name, (record.overlay,), active.file, "qcow2", active.driver)
 
 
 def _refuse_half_reverted(scene: Scene, view: View) -> None:
@@ -174,9 +214,11 @@ def _settled(scene: Scene, view: View) -> t.Iterator[SnapshotRecord]:
         record = placed.record
         if record.state in (PREPARING, DISCARDED):
             yield record.in_state(PRESENT)
+        elif record.state == MERGED:
+            yield record.in_state(MERGING)  # started from an old definition, before that could be rewritten
         elif record.state == REVERTING and scene.vm.running and not _goes_back(scene, record.name):
             yield from _after_revert(record)
-        elif record.state == STREAMING and _streamed(placed):
+        elif _streamed(placed):
             yield from _after_stream(placed)
         elif record.state == PRESENT and record.discards:
             yield from _marked(record)
@@ -195,7 +237,7 @@ def _after_revert(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
 
 def _streamed(placed: Placed) -> bool:
     """Whether the image below, which was to be copied into the overlay, has left the chain."""
-    return placed.image.file != placed.record.image
+    return placed.record.state == STREAMING and placed.image.file != placed.record.image
 
 
 def _after_stream(placed: Placed) -> t.Iterator[SnapshotRecord]:
@@ -258,6 +300,7 @@ def _as_if_done(view: View, recovery: Recovery) -> View:
         tuple(
             dataclasses.replace(placed, record=settled.get(placed.record.overlay, placed.record))
             for placed in view.placed
+            if placed.record.overlay not in recovery.unmark
         ),
         tuple(record for record in view.loose if record.overlay not in gone),
         view.directories,
@@ -267,21 +310,39 @@ def _as_if_done(view: View, recovery: Recovery) -> View:
 async def _execute(scene: Scene, recovery: Recovery) -> None:
     if recovery.resume:
         await scene.session.command("cont")  # first: the records that say so go with what they are about
-    for record in recovery.settled:
-        await asyncio.to_thread(write_record, record)
     for record in recovery.doomed:
         if record.state not in (PREPARING, REVERTING):
-            # What the job's result tells has to be known before the job is forgotten.
+            # What the job's result or the chain tells has to be known before the job, or the other record, is gone.
             await asyncio.to_thread(write_record, record.in_state(MERGED))
+    for record in recovery.settled:
+        await asyncio.to_thread(write_record, record)
     for job in recovery.jobs:
         await scene.session.command("job-dismiss", id=job)
     for node in (*recovery.nodes, *reversed(recovery.nodes)):
         # One may be the backing image of another, which has to go first; whatever is still used stays.
         with suppress(CommandFailed):
             await scene.session.command("blockdev-del", node_name=node)
+    await asyncio.to_thread(_mend_definitions, scene, recovery)
+    for drive in filter(None, (scene.vm.drive(record.drive) for record in recovery.doomed)):
+        if not drive.empty and not drive.active.read_only:
+            await flush(scene.session, drive.active.node)  # what a stream copied may be in QEMU's memory only
     for record in recovery.doomed:
         await asyncio.to_thread(remove_overlay, record.overlay)
     for record in recovery.last:
         await asyncio.to_thread(write_record, record)
-    for overlay in recovery.forget:
+    for overlay in (*recovery.forget, *recovery.unmark):
         await asyncio.to_thread(remove_record, overlay)
+
+
+def _mend_definitions(scene: Scene, recovery: Recovery) -> None:
+    """No start-up file may name an overlay that is about to go, whether or not this run was told of the file."""
+    moves: list[Move] = []
+    files: dict[str, None] = {}
+    for record in recovery.doomed:
+        drive = scene.vm.drive(record.drive)
+        if drive is not None and not drive.empty:
+            active = drive.active
+            moves.append(Move(drive.name, (record.overlay,), active.file, "qcow2", active.driver))
+            files.update({path: None for path in record.definition if os.path.exists(path)})
+    for change in plan_definitions(files, moves):
+        write_definition(change)

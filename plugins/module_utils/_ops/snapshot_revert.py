@@ -10,35 +10,29 @@ set by qom-set), the guest is reset, and goes on. QEMU never ends; the old branc
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import os
 import time
 import typing as t
 from contextlib import suppress
 
-from .._block.graph import Drive, Layer
+from .._block.graph import Drive
 from .._errors import BlockOpsError, CommandFailed, CommandTimedOut, VmGone
-from .._image.dependents import dependents
-from .._image.snapshot_record import DISCARDED, MERGING, PRESENT, REVERTING, read_record, write_record
-from .._image.users import holders
+from .._image.snapshot_record import DISCARDED, PRESENT, REVERTING, read_record, write_record
 from .._qmp.session import Session
 from . import snapshot_boot
 from ._outcome import Outcome
-from .overlay import Overlay, make, plan_overlay, remove_overlay, take_back
+from .overlay import make, remove_overlay, take_back
 from .snapshot_boot import BootFiles, Rewriting
-from .snapshot_options import DriveUnsuited, ResetNotAllowed, Scene, SnapshotIncomplete, SnapshotMissing
+from .snapshot_options import ResetNotAllowed, Scene
 from .snapshot_recovery import recover
 from .snapshot_report import chains, drive_result, vm_result
-from .snapshot_view import Placed, View, refuse_while_jobs_run
+from .snapshot_revert_plan import POWER_OFF, Turn, fate, fresh, plan_all, targets
+from .snapshot_view import Placed, refuse_while_jobs_run
 from .vm import read_nodes
-
-_WHAT = "going back to a snapshot while QEMU runs"
-_POWER_OFF = "Go back with the VM switched off (role vm_rollback, or qemu_img_snapshot with type=external)."
 
 
 class RevertFailed(BlockOpsError):
     template = "VM {vm} was not brought back to snapshot {snapshot}: {reason}"
-    advice = "Nothing has changed: every drive is on the image it had, and the guest goes on as before. " + _POWER_OFF
+    advice = "Nothing has changed: every drive is on the image it had, and the guest goes on as before. " + POWER_OFF
 
 
 class RevertStuck(BlockOpsError):
@@ -48,46 +42,20 @@ class RevertStuck(BlockOpsError):
     advice = "The VM IS STOPPED, because its drives are of different moments. Run the same task again, or power it off."
 
 
-class SnapshotSpoilt(BlockOpsError):
-    template = "Snapshot {snapshot} of drive {drive} of VM {vm} is no longer what it was: merging it was begun."
-    advice = "Nothing was touched. It cannot be gone back to; finish removing it by state=absent, or restore a backup."
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One drive that goes back. ``branch``: files from the active image down to the snapshot's overlay.
-
-    ``overlay`` is ``None`` when the drive is back already (a killed run did that).
-    """
-
-    placed: Placed
-    overlay: Overlay | None
-    branch: tuple[str, ...]
-    lost: int
-
-    @property
-    def drive(self) -> Drive:
-        return self.placed.drive
-
-    @property
-    def path(self) -> str:
-        return self.overlay.path if self.overlay is not None else self.drive.active.file
-
-
 async def reverted(scene: Scene) -> Outcome:
     """Bring all drives that have the snapshot back to it."""
     scene, view, recovered = await recover(scene)
-    placed = _targets(scene, view)
-    refuse_while_jobs_run(scene, "going back to a snapshot")
+    refuse_while_jobs_run(scene, "going back to a snapshot")  # first: a job's filter would look like one that stays
+    placed = targets(scene, view)
     half_done = any(each.record.state == REVERTING for each in placed)
     boot = await snapshot_boot.look(scene)
-    if not half_done and all(_fresh(each) for each in placed):
+    if not half_done and all(fresh(each) for each in placed):
         return _current(scene, placed, boot, recovered)
-    turns = _plan_all(scene, placed)
+    turns = plan_all(scene, placed)
     _ask_leave(scene, turns)
     actives = {turn.drive.name: (turn.path, "qcow2") for turn in turns}
     rewriting = boot.plan(boot.moves(actives))
-    kept, deleted = _fate(scene, view, turns)
+    kept, deleted = fate(scene, view, turns)
     result = vm_result(scene, "external", "reverted", [_drive_result(turn) for turn in turns], recovered=recovered)
     result.update(kept=kept, deleted=deleted, boot_drift=boot.drift(actives))
     before = chains(turn.drive for turn in turns)
@@ -102,93 +70,6 @@ async def reverted(scene: Scene) -> Outcome:
     result["definition"] = rewriting.result(False)
     warnings = (*trouble, *rewriting.warnings, *boot.warnings(actives, rewriting))
     return Outcome(True, result, *diff, warnings=warnings)
-
-
-def _targets(scene: Scene, view: View) -> list[Placed]:
-    """The lowest overlay of this snapshot on each of its drives, which have to be all that can be written."""
-    vm, options = scene.vm, scene.options
-    wanted = scene.entry.drives or options.drives
-    excluded = scene.entry.exclude_drives or options.exclude_drives
-    found = {each.drive.name: each for each in view.of(options.name, wanted) if each.drive.name not in excluded}
-    if not found:
-        where = f" on {', '.join(wanted)}" if wanted else ""
-        known = ", ".join(sorted(view.names)) or "none"
-        raise SnapshotMissing(vm=vm.name, snapshot=options.name, type="external", where=where, known=known)
-    chosen = set(wanted) or {
-        drive.name
-        for drive in vm.drives
-        if not drive.empty and not drive.removable and drive.qdev and not drive.active.read_only
-    } - set(excluded)
-    if chosen - found.keys():
-        lists = {"has": ", ".join(sorted(found)), "lacks": ", ".join(sorted(chosen - found.keys()))}
-        raise SnapshotIncomplete(vm=vm.name, snapshot=options.name, **lists)
-    for each in found.values():
-        _refuse_unfit(scene, each)
-    return list(found.values())
-
-
-def _refuse_unfit(scene: Scene, placed: Placed) -> None:
-    if placed.record.state == MERGING:
-        raise SnapshotSpoilt(snapshot=placed.record.name, drive=placed.drive.name, vm=scene.vm.name)
-    reason = None
-    if placed.drive.filters:
-        reason = f"the filter {placed.drive.filters[0]} above its image would be lost"
-    elif placed.drive.qdev is None:
-        reason = "no device of the VM uses it"
-    elif placed.image.virtual_size != placed.drive.active.virtual_size:
-        reason = f"it was resized from {placed.image.virtual_size} to {placed.drive.active.virtual_size} bytes since"
-    if reason is not None:
-        raise DriveUnsuited(drive=placed.drive.name, vm=scene.vm.name, what=_WHAT, reason=reason, way_out=_POWER_OFF)
-
-
-def _fresh(placed: Placed) -> bool:
-    """Whether nothing has been written since: the active image is the snapshot's overlay and holds no data.
-
-    With a guest's first write come a table and a cluster, which is more than the tables of an empty image.
-    """
-    return placed.active and placed.overlay.allocated <= _tables(placed.overlay)
-
-
-def _written(placed: Placed) -> int:
-    """About how many bytes the guest wrote since the snapshot: what the images of the branch occupy, without tables."""
-    branch = placed.drive.layers[: placed.index + 1]
-    return sum(max(0, layer.allocated - _tables(layer)) for layer in branch)
-
-
-def _tables(layer: Layer) -> int:
-    """Bytes of an empty qcow2 image: header, refcount table and block, and L1 (8 bytes for each L2 table's reach)."""
-    cluster = layer.cluster_size
-    entries = -(-layer.virtual_size // (cluster // 8 * cluster))
-    return (3 + -(-entries * 8 // cluster)) * cluster
-
-
-def _plan_all(scene: Scene, placed: list[Placed]) -> list[Turn]:
-    """Go on where a killed run ended; but never put some drives of a guest that runs back further than the others."""
-    back = [_is_back(each) for each in placed]
-    anew = scene.vm.running and not all(back)
-    return [
-        Turn(each, None, each.record.discards, 0) if done and not anew else _plan(scene, each)
-        for each, done in zip(placed, back)
-    ]
-
-
-def _is_back(placed: Placed) -> bool:
-    return placed.record.state == REVERTING and placed.active
-
-
-def _plan(scene: Scene, placed: Placed) -> Turn:
-    overlay = plan_overlay(scene, placed.drive, placed.image, scene.vm.nodes, _WHAT)
-    branch = tuple(layer.file for layer in placed.drive.layers[: placed.index + 1])
-    if placed.record.state == REVERTING:
-        branch += placed.record.discards  # of a run that was killed before it disposed of them
-    record = overlay.record.in_state(
-        REVERTING,
-        running=scene.vm.running,
-        discards=branch,
-        created=placed.record.created,
-        consistency=placed.record.consistency,
-    )
-    return Turn(placed, dataclasses.replace(overlay, record=record), branch, _written(placed))
 
 
 def _ask_leave(scene: Scene, turns: t.Iterable[Turn]) -> None:
@@ -207,6 +88,9 @@ async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> flo
     """
     overlays = [turn.overlay for turn in turns if turn.overlay is not None]
     resume = scene.vm.running or any(turn.placed.record.running for turn in turns if turn.overlay is None)
+    if scene.vm.running and not overlays:
+        rewriting.write()
+        return 0.0  # a killed run came as far as this: the guest was reset and runs
     try:
         for overlay in overlays:
             like = overlay.below.file if overlay.below.protocol == "file" else None
@@ -223,13 +107,15 @@ async def _go_back(scene: Scene, turns: list[Turn], rewriting: Rewriting) -> flo
     except BlockOpsError as exc:
         if isinstance(exc, RevertStuck):
             raise
+        if len(overlays) < len(turns):
+            # A killed run had brought some drives back already: the guest must not go on with the others as they are.
+            undo = "a run before this one had brought some drives back"
+            raise RevertStuck(snapshot=scene.options.name, vm=scene.vm.name, reason=str(exc), undo=undo) from exc
         if scene.vm.running:
             await scene.session.command("cont")
         rewriting.undo()
         await take_back(scene.session, overlays, await read_nodes(scene.session))
         raise RevertFailed(vm=scene.vm.name, snapshot=scene.options.name, reason=str(exc)) from exc
-    if scene.vm.running and not overlays:
-        return 0.0  # a killed run came as far as this: the guest was reset and runs
     await _reset(scene.session)
     if resume:
         await scene.session.command("cont")
@@ -255,9 +141,6 @@ async def _swap(scene: Scene, turns: list[Turn]) -> None:
                 await _put_under(scene, turn.drive, turn.overlay.node)
                 swapped.append(turn)
     except CommandFailed as exc:
-        if any(turn.overlay is None for turn in turns):
-            undo = "a run before this one had brought some drives back"
-            raise RevertStuck(snapshot=scene.options.name, vm=scene.vm.name, reason=str(exc), undo=undo) from exc
         try:
             for turn in swapped:
                 await _put_under(scene, turn.drive, turn.drive.active.node)
@@ -303,26 +186,6 @@ def _dispose_of(file: str, delete: bool) -> None:
     record = read_record(file)
     if record is not None:
         write_record(record.in_state(DISCARDED))
-
-
-def _fate(scene: Scene, view: View, turns: t.Iterable[Turn]) -> tuple[list[str], list[str]]:
-    """Which files of the branches are kept and which deleted: from the top down, so that one kept keeps those below."""
-    kept: list[str] = []
-    deleted: list[str] = []
-    holding = {layer.file for turn in turns for layer in turn.drive.layers if layer.snapshots}
-    for file in (file for turn in turns for file in turn.branch):
-        if file in scene.gone or not os.path.exists(file):
-            continue
-        ours = scene.options.discarded == "delete" and file not in holding and read_record(file) is not None
-        (deleted if ours and not _needed(scene, view, file, {*deleted, *scene.gone}) else kept).append(file)
-    return kept, deleted
-
-
-def _needed(scene: Scene, view: View, file: str, going: set[str]) -> bool:
-    """Whether another image is based on the file, or another process has it open."""
-    real = {os.path.realpath(path) for path in going}
-    based = any(os.path.realpath(user) not in real for user in dependents(file, view.directories))
-    return based or any(user.pid != scene.session.process.pid for user in holders(file))
 
 
 def _current(scene: Scene, placed: list[Placed], boot: BootFiles, recovered: list[str]) -> Outcome:

@@ -93,6 +93,11 @@ def _is_of(record: SnapshotRecord, vm: Vm, files: t.Container[str]) -> bool:
     return same and record.image in files
 
 
+def is_firmware(drive: Drive) -> bool:
+    """Firmware memory (pflash), or an image that no device uses: no snapshot has it, and going back leaves it alone."""
+    return drive.qdev is None or drive.qdev.startswith("/machine/system.flash")
+
+
 def refuse_while_jobs_run(scene: Scene, what: str, but: t.Container[str] = ()) -> None:
     """:raise JobsRunning: a job works on the images."""
     jobs = [

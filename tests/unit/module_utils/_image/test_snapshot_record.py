@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import typing as t
@@ -105,3 +106,30 @@ def test_a_directory_that_is_not_there_has_a_clear_error(tmp_path: Path) -> None
 
 def test_removing_what_is_not_there_is_done_already(tmp_path: Path) -> None:
     records.remove_record(str(tmp_path / "o.qcow2"))
+
+
+def test_a_name_is_claimed_once(tmp_path: Path) -> None:
+    mine, theirs = record(tmp_path / "o.qcow2"), record(tmp_path / "o.qcow2", vm="db", uuid=None)
+    assert records.is_free(mine.overlay)
+    assert records.claim_record(mine)
+    assert not records.claim_record(theirs)
+    assert records.read_record(mine.overlay) == mine
+    assert not records.is_free(mine.overlay)
+
+
+def test_a_claim_that_was_killed_before_it_was_written_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "o.qcow2.snapshot.json").touch()
+    assert records.is_free(str(tmp_path / "o.qcow2"))
+    assert records.claim_record(record(tmp_path / "o.qcow2"))
+
+
+def test_a_claim_that_is_being_written_is_not(tmp_path: Path) -> None:
+    with (tmp_path / "o.qcow2.snapshot.json").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert not records.claim_record(record(tmp_path / "o.qcow2"))
+
+
+def test_somebody_elses_file_is_not_a_free_name(tmp_path: Path) -> None:
+    (tmp_path / "o.qcow2.snapshot.json").write_text("theirs")
+    assert not records.claim_record(record(tmp_path / "o.qcow2"))
+    assert (tmp_path / "o.qcow2.snapshot.json").read_text() == "theirs"

@@ -69,6 +69,24 @@ def test_one_that_does_not_come_in_time_breaks_the_group() -> None:
     asyncio.run(scenario())
 
 
+def test_the_one_that_did_not_come_is_named() -> None:
+    async def late(group: Rendezvous) -> None:
+        with group.member("late"):
+            await asyncio.sleep(0.05)
+            await group.meet("late")
+
+    async def early(group: Rendezvous) -> None:
+        with group.member("early"):
+            await group.meet("early", 0.01)
+
+    async def scenario() -> list[t.Any]:
+        group = Rendezvous(2)
+        return await run(late(group), early(group))
+
+    for ended in asyncio.run(scenario()):
+        assert isinstance(ended, GroupBroken) and ended.data["culprit"] == "late"
+
+
 def test_the_spread_spans_all_points() -> None:
     group = Rendezvous(3)
     assert group.spread_ms is None

@@ -178,12 +178,12 @@ def _claim(overlay: Overlay, like: str | None, pid: int) -> None:
             remove_record(overlay.path)  # a file that has come up meanwhile must not seem to be ours
             raise
         try:
-            _dress(fd, like, pid)
+            dress(fd, like, pid)
         finally:
             os.close(fd)
 
 
-def _dress(fd: int, like: str | None, pid: int) -> None:
+def dress(fd: int, like: str | None, pid: int) -> None:
     """Owner, mode and security label of the image below, so that this QEMU, and the next one, may open the overlay."""
     known = os.stat(like) if like is not None else os.stat(f"/proc/{pid}")
     mine = os.fstat(fd)

@@ -183,7 +183,7 @@ vms:
                   description: When it ended.
                   type: str
                 seconds:
-                  description: How long it took; of a drill that passed, from the start of QEMU until all conditions held.
+                  description: Seconds it took; of a drill that passed, from QEMU's start until all conditions held.
                   type: float
                 bytes:
                   description: How many bytes were compared.

@@ -8,6 +8,7 @@ ever runs in the parent.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -66,6 +67,12 @@ def _drain(fd: int) -> bytes:
         return stream.read()
 
 
+def _no_controller() -> None:
+    """Warnings go to the controller's display once another test has imported that (core 2.19 and later)."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ansible.module_utils._internal").is_controller = False  # type: ignore[attr-defined]
+
+
 def _child(name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | None, user: int | None) -> t.NoReturn:
     code = 1
     try:
@@ -80,6 +87,7 @@ def _child(name: str, arguments: bytes, out: int, err: int, trap: killer.Trap | 
         )
         basic = importlib.import_module("ansible.module_utils.basic")
         basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = arguments, "legacy"  # type: ignore[attr-defined]
+        _no_controller()
         os.chdir("/")
         if trap is not None:
             killer.install(trap)

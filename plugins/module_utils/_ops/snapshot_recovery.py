@@ -137,12 +137,20 @@ def plan(scene: Scene, view: View) -> Recovery:
         doomed=(*doomed, *(record for record in copied if record.overlay not in {each.overlay for each in doomed})),
         settled=settled,
         last=tuple(settled_down(record) for record in settled if record.state == PRESENT and record.discards),
-        forget=tuple(record.overlay for record in view.loose if not os.path.exists(record.overlay)),
+        forget=tuple(_without_overlay(view)),
         jobs=jobs,
         resume=bool(stopped) and vm.status == "paused" and not swapped,
         unmark=tuple(_unmarked(scene, view)),
         mends=() if swapped else tuple(_mends(scene, view)),
     )
+
+
+def _without_overlay(view: View) -> t.Iterator[str]:
+    """Overlays that were deleted right before a kill, and their records not; also those of a branch that was left."""
+    branches = (path for placed in view.placed if placed.record.state == REVERTING for path in placed.record.discards)
+    for overlay in dict.fromkeys((*(record.overlay for record in view.loose), *branches)):
+        if not os.path.exists(overlay) and read_record(overlay) is not None:
+            yield overlay
 
 
 def _unmarked(scene: Scene, view: View) -> t.Iterator[str]:
@@ -230,7 +238,7 @@ def _after_revert(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
     """The VM is back and runs; what it left behind was not yet marked."""
     for path in record.discards:
         old = read_record(path)
-        if old is not None:
+        if old is not None and os.path.exists(path):
             yield old.in_state(DISCARDED)
     yield record.in_state(PRESENT, discards=())
 

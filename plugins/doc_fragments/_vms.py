@@ -61,6 +61,7 @@ options:
       bitmaps: *ignored
       leftovers: *ignored
       boot_drift: *ignored
+      findings: *ignored
       warnings: *ignored
       changed: *ignored
       error: *ignored

@@ -37,6 +37,16 @@ class Claim:
         self._socket.close()
 
 
+def is_claimed(name: str) -> bool:
+    """Whether a process has this claim now. Only a look: whoever wants to claim it is not disturbed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect(f"\0blockops.qemu/{name}")
+        except OSError:
+            return False
+    return True
+
+
 async def connect_unix(path: str, deadline: float) -> socket.socket:
     """A connected, non-blocking UNIX socket. Raises TimeoutError at ``deadline`` (time.monotonic), else OSError.
 

@@ -44,6 +44,7 @@ options:
     default: []
 seealso:
   - module: blockops.qemu.backup_restore
+  - module: blockops.qemu.backup_verify
 """
 
 EXAMPLES = r"""
@@ -151,6 +152,58 @@ vms:
         checksums:
           description: Whether every image of this backup has a checksum to verify.
           type: bool
+        verified:
+          description: What M(blockops.qemu.backup_verify) found out about it; V(null) when it never looked at it.
+          type: dict
+          contains:
+            outcome:
+              description: V(passed) or V(failed), over all checks.
+              type: str
+            current:
+              description: Whether that is about what lies there now, and not about a backup that was replaced since.
+              type: bool
+            finished:
+              description: When the newest check ended.
+              type: str
+            checks:
+              description: The newest result of each check.
+              type: list
+              elements: dict
+              contains:
+                name:
+                  description: V(chain), V(checksums), V(images) or V(drill).
+                  type: str
+                outcome:
+                  description: V(passed) or V(failed).
+                  type: str
+                started:
+                  description: When it began.
+                  type: str
+                finished:
+                  description: When it ended.
+                  type: str
+                seconds:
+                  description: Seconds it took; of a drill that passed, from QEMU's start until all conditions held.
+                  type: float
+                bytes:
+                  description: How many bytes were compared.
+                  type: int
+                kind:
+                  description: The kind of error; V(null) if it passed.
+                  type: str
+                message:
+                  description: The error; V(null) if it passed.
+                  type: str
+                conditions:
+                  description: The conditions of a drill that held.
+                  type: list
+                  elements: str
+                host:
+                  description: The host it was done on.
+                  type: str
+                collection:
+                  description: The version of this collection that did it.
+                  type: str
         drives:
           description: Its drives.
           type: list

@@ -45,16 +45,18 @@ options:
     description:
       - Name of the snapshot. It becomes a part of file names.
       - 1 to 63 letters, digits, V(_), V(.) and V(-), beginning with a letter or digit.
+      - Required unless O(state=recovered).
     type: str
-    required: true
   state:
     description:
       - V(present) takes the snapshot, unless all the drives have one of this name.
       - V(absent) removes it and keeps what was written since. An external one is merged, see O(merge).
       - V(reverted) brings the VM back to the snapshot and throws away what was written since. The snapshot stays.
       - Snapshots taken later than the one gone back to are lost with the images they are in.
+      - V(recovered) cleans up what killed runs have left, and does nothing else. Every other state does that first.
+        M(blockops.qemu.qmp_vm_info) with C(doctor) says what there is, and what else is wrong.
     type: str
-    choices: [present, absent, reverted]
+    choices: [present, absent, reverted, recovered]
     default: present
   type:
     description:
@@ -190,6 +192,11 @@ EXAMPLES = r"""
       - socket: /run/vms/web.qmp
         definition: [/etc/vms/web.sh]
 
+- name: Clean up after tasks that were killed
+  blockops.qemu.qmp_snapshot:
+    state: recovered
+    vms: "{{ hypervisor.vms }}"
+
 - name: Keep the running state of a VM, with its memory
   blockops.qemu.qmp_snapshot:
     name: before-debugging
@@ -212,12 +219,12 @@ vms:
       description: What failed, with C(kind) (a stable word), C(message) and data that depends on the kind.
       type: dict
       returned: on failure
-    snapshot: {description: Name of the snapshot., type: str, returned: success}
+    snapshot: {description: Name of the snapshot; null with O(state=recovered)., type: str, returned: success}
     type: {description: Its kind; null when there was nothing to remove., type: str, returned: success}
     status:
       description:
         - V(taken), V(present) (it was there already), V(removed), V(absent) (it was not there), V(reverted), or
-          V(current) (nothing had been written since).
+          V(current) (nothing had been written since). With O(state=recovered), V(recovered) or V(unchanged).
         - In check mode what it would be.
       type: str
       returned: success

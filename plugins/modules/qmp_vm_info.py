@@ -44,7 +44,22 @@ options:
     description: Ask the guest agent whether it answers, and whether the guest is frozen.
     type: bool
     default: true
+  doctor:
+    description:
+      - Look for what is wrong with the chains of the VMs, and say in RV(vms[].findings) what mends it.
+      - The headers of the images, and of all other files in their directories, are read, and the processes that have
+        them open are looked up. So the task needs root, or the user that QEMU runs as.
+    type: bool
+    default: false
+  repository:
+    description:
+      - A repository of M(blockops.qemu.qmp_drive_backup). With O(doctor) bitmaps of backups that are no longer in it
+        are found as well.
+    type: path
 seealso:
+  - module: blockops.qemu.qmp_block_commit
+  - module: blockops.qemu.qmp_dirty_bitmap
+  - module: blockops.qemu.qmp_snapshot
   - module: blockops.qemu.qmp_drive_backup
   - plugin: blockops.qemu.select
     plugin_type: filter
@@ -66,6 +81,17 @@ EXAMPLES = r"""
       - name: web
         socket: /run/vms/web.qmp
         agent_socket: /run/vms/web.qga
+
+- name: Look for what is wrong with the chains
+  blockops.qemu.qmp_vm_info:
+    sockets: [/run/vms/*.qmp]
+    doctor: true
+    repository: /srv/backup
+  register: examined
+
+- name: Fail if data is in danger
+  ansible.builtin.assert:
+    that: examined.vms | blockops.qemu.select('[].findings[?severity==`danger`][]') == []
 """
 
 RETURN = r"""
@@ -159,6 +185,38 @@ vms:
         old: {description: The image the drive was started with., type: str, returned: always}
         new: {description: The image it runs on., type: str, returned: always}
     warnings: {description: What deserves attention., type: list, elements: str, returned: success}
+    findings:
+      description: What is wrong with the chains of the VM, the gravest first. Empty when nothing is.
+      type: list
+      elements: dict
+      returned: with O(doctor)
+      contains:
+        kind:
+          description:
+            - A stable word.
+            - Of images, V(MissingImage), V(ReplacedImage), V(WrongBacking), V(BackingFormatMissing), V(OpenElsewhere),
+              V(BootDrift), V(DeepChain), V(LowSpace), V(FilesNotVisible).
+            - Of overlays in no chain, V(OrphanedOverlay), V(OverlayOfActive), V(ForeignOverlay), V(DiscardedBranch),
+              V(EmptiedOverlay).
+            - Of bitmaps, V(InconsistentBitmap), V(ForeignBitmap), V(BitmapOfNoBackup), V(RepositoryUnreadable).
+            - Of runs and jobs, V(InterruptedRun), V(RevertInterrupted), V(BackupLeftover), V(StalledJob),
+              V(UndismissedJob), V(TaskRunning).
+          type: str
+          returned: always
+        severity:
+          description:
+            - V(danger) if data can be lost, or a cold start fails or shows other data, V(waste) if it costs space or
+              time, V(note) otherwise.
+          type: str
+          returned: always
+        drive: {description: The drive; null if it is about the VM., type: str, returned: always}
+        object: {description: "The file, node, bitmap or job.", type: str, returned: always}
+        bytes:
+          description: Bytes that the file occupies, or that are free (V(LowSpace)); null otherwise.
+          type: int
+          returned: always
+        what: {description: What is wrong., type: str, returned: always}
+        fix: {description: What mends it., type: str, returned: always}
 error:
   description: Why nothing was tried on any VM, with C(kind) (a stable word), C(message) and data about it.
   returned: when the options cannot be meant
@@ -178,7 +236,7 @@ def main() -> None:
     require_qemu_qmp(module)
     runner.run_vms(
         module,
-        lambda: VmInfo(module.params["timeout"], module.params["probe_agent"]),
+        lambda: VmInfo(*(module.params[name] for name in ("timeout", "probe_agent", "doctor", "repository"))),
         entries=entries_for(module.params["vms"], module.params["sockets"]),
         arrange=without_twins,
         failing=False,

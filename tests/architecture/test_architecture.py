@@ -32,14 +32,15 @@ OWNERS = {
     "qemu": "module_utils/_qmp/session.py",
     "subprocess": "module_utils/_image/qemu_img.py",
 }
-# Calls that only one file makes.
-CALLERS = {
-    "exit_json": "module_utils/_ansible/runner.py",
-    "fail_json": "module_utils/_ansible/runner.py",
-    "warn": "module_utils/_ansible/runner.py",
-    "create_subprocess_exec": "module_utils/_image/qemu_img.py",
-    "create_subprocess_shell": "module_utils/_image/qemu_img.py",
-    "run_command": "module_utils/_image/qemu_img.py",
+# Calls that only these files make.
+CALLERS: dict[str, tuple[str, ...]] = {
+    "exit_json": ("module_utils/_ansible/runner.py",),
+    "fail_json": ("module_utils/_ansible/runner.py",),
+    "warn": ("module_utils/_ansible/runner.py",),
+    # qemu-img has an owner of its own; a restore drill starts a QEMU, and the check its user wants.
+    "create_subprocess_exec": ("module_utils/_image/qemu_img.py", "module_utils/_guest/program.py"),
+    "create_subprocess_shell": ("module_utils/_image/qemu_img.py",),
+    "run_command": ("module_utils/_image/qemu_img.py",),
 }
 # Where Ansible may be known at all.
 ANSIBLE_KNOWN_TO = {"modules", "_ansible", *CONTROLLER}
@@ -129,7 +130,7 @@ def test_calls_with_one_caller(source: Source) -> None:
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and CALLERS.get(node.func.attr, source.name) != source.name
+        and source.name not in CALLERS.get(node.func.attr, (source.name,))
     ]
     assert not wrong
 

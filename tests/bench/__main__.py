@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import fleet, footprint, freeze, full, incremental, snapshot, table
+from bench import chain, fleet, footprint, freeze, full, incremental, prune, snapshot, table, trim
 from bench.case import Bench, Outcome
 from lab.guard import workspace
 
@@ -25,6 +25,9 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "footprint": footprint.run,
     "freeze": freeze.run,
     "snapshot": snapshot.run,
+    "chain": chain.run,
+    "trim": trim.run,
+    "prune": prune.run,
 }
 
 

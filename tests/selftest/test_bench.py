@@ -10,6 +10,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from bench.goals import Goal
 from bench.measure import Contender, Group, measure
@@ -46,9 +49,10 @@ def test_goals_are_met_or_missed() -> None:
     assert Goal("time", 1.6, 1.5, " s").line() == "time: 1.60 s (at most 1.5 s): MISSED"
 
 
-def test_a_quick_run_measures_and_names_the_absent(workdir: Path) -> None:
+def quick_run(workdir: Path, case: str) -> tuple[str, list[dict[str, Any]]]:
+    """What it printed, and its tables."""
     report = workdir / "report.json"
-    words = ["--quick", "--only", "incremental", "--directory", str(workdir), "--json", str(report)]
+    words = ["--quick", "--only", case, "--directory", str(workdir), "--json", str(report)]
     environment = {key: value for key, value in os.environ.items() if key != "QMPBACKUP"}
     done = subprocess.run(
         [sys.executable, "-m", "bench", *words],
@@ -59,11 +63,35 @@ def test_a_quick_run_measures_and_names_the_absent(workdir: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    absent = done.stdout.partition("absent: ")[2].splitlines()[0]
+    assert [entry.name for entry in workdir.iterdir()] == ["report.json"]
+    return done.stdout, json.loads(report.read_text())["groups"]
+
+
+def test_a_quick_run_measures_and_names_the_absent(workdir: Path) -> None:
+    printed, groups = quick_run(workdir, "incremental")
+    absent = printed.partition("absent: ")[2].splitlines()[0]
     assert "qmpbackup (QMPBACKUP=DIR names no checkout)" in absent
     assert "libvirt and virtnbdbackup (left out of a quick run)" in absent
-    groups = json.loads(report.read_text())["groups"]
     assert [list(group["contenders"]) for group in groups] == 2 * [
         ["bare QMP script", "qmp_drive_backup", "qmp_drive_backup verify=false"]
     ]
-    assert [entry.name for entry in workdir.iterdir()] == ["report.json"]
+
+
+CHAINS = {
+    "chain": ["bare QMP script", "bare QMP script", "", "a chain of 8", "a chain of 8"],
+    "trim": ["qemu-img compare", "qemu-img compare"],
+    "prune": [
+        "qemu-img commit of as many bytes",
+        "qemu-img commit into the older increment itself",
+        "backup_prune of 1 backup",
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_a_quick_run_of_chains(case: str, workdir: Path) -> None:
+    """The cases hold what they measure against other tools themselves, and fail when it is not the same."""
+    _printed, groups = quick_run(workdir, case)
+    assert [group["reference"] for group in groups] == CHAINS[case]
+    for group in groups:
+        assert group["notes"] if not group["contenders"] else group["reference"] in group["contenders"]

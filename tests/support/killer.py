@@ -28,7 +28,7 @@ FILE_STEPS = (
     "mkdir", "rename", "link", "unlink", "rmdir", "chmod", "fchmod", "fchown", "truncate", "ftruncate", "fsync",
     "write", "pwrite", "open", "replace",
 )  # fmt: skip
-OWNERS = ("_repository", "_image.snapshot_record", "_image.definition", "_ops.overlay")
+OWNERS = ("_repository", "_image.snapshot_record", "_image.definition", "_ops.overlay", "_ops.block_rebase_swap")
 _LOOK_UP = 8  # frames between os.unlink in shutil.rmtree and the caller in _repository
 
 

@@ -9,7 +9,7 @@ import typing as t
 
 _IGNORED = (
     "uuid", "status", "running", "qemu_version", "process", "agent", "jobs", "bitmaps", "leftovers", "warnings",
-    "boot_drift", "changed", "error",
+    "boot_drift", "findings", "changed", "error",
 )  # fmt: skip
 
 
@@ -48,5 +48,7 @@ def vm_info_spec() -> dict[str, t.Any]:
     spec.update(
         sockets={"type": "list", "elements": "str", "default": []},
         probe_agent={"type": "bool", "default": True},
+        doctor={"type": "bool", "default": False},
+        repository={"type": "path"},
     )
     return spec

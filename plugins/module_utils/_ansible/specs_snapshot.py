@@ -24,8 +24,8 @@ def snapshot_spec() -> dict[str, t.Any]:
     spec = vms_spec()
     spec["vms"]["required"] = True
     spec.update(
-        name={"type": "str", "required": True},
-        state={"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
+        name={"type": "str"},
+        state={"type": "str", "choices": ["present", "absent", "reverted", "recovered"], "default": "present"},
         type={"type": "str", "choices": ["external", "internal", "memory"]},
         drives={"type": "list", "elements": "str"},
         exclude_drives={"type": "list", "elements": "str"},
@@ -48,4 +48,5 @@ def snapshot_options(module: AnsibleModule) -> SnapshotOptions:
     params = module.params
     options: dict[str, t.Any] = {key: params[key] for key in _COPIED}
     options.update({key: tuple(params[key] or ()) for key in _LISTS})
+    options["name"] = params["name"] or ""
     return SnapshotOptions(check_mode=module.check_mode, **options)

@@ -5,7 +5,9 @@
 
 A bitmap is named after the backup it follows: ``bo-<repository id>-<backup id>``. An external snapshot taken since
 then puts an overlay on top; the overlay's bitmap, made in the transaction of the snapshot, is called ``.1`` after
-that, the next one's ``.2``: so it shows when an image in between was dropped, and its changes with it.
+that, the next one's ``.2``: so it shows when an image in between was dropped, and its changes with it. When an image is
+merged into another, its bitmaps go on there: a numbered one under its name, and the plain one, which says which image
+was backed up, as ``@<16 digits of a hash of that image's file name>``.
 
 Nodes, jobs and short-lived bitmaps of one run are ``bo-<repository id>-<last 8 digits of the backup id>-<drive
 number>-<role>``, at most 31 bytes, which is QEMU's limit for node names. The repository id keeps two repositories of
@@ -22,7 +24,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-_BITMAP = re.compile(r"bo-([0-9a-f]{8})-(\d{8}T\d{6}Z-[0-9a-f]{8})(?:\.([1-9]\d{0,3}))?")
+_BITMAP = re.compile(r"bo-([0-9a-f]{8})-(\d{8}T\d{6}Z-[0-9a-f]{8})(?:\.([1-9]\d{0,3})|@([0-9a-f]{16}))?")
 _OBJECT = re.compile(r"bo-([0-9a-f]{8})-([0-9a-f]{8})-(\d{1,2})-([a-z]{1,7})")
 _SNAPSHOT = re.compile(r"bos-[0-9a-f]{8}-(\d+|[a-z]{1,7})")
 
@@ -32,11 +34,15 @@ MAX_DRIVES = 100
 
 @dataclass(frozen=True)
 class BitmapName:
-    """Which backup of which repository a tracking bitmap follows, and how many images above the one backed up then."""
+    """Which backup of which repository a tracking bitmap follows, and how many images above the one backed up then.
+
+    ``origin``: which image that was (``origin_of`` its file), when the bitmap is now in another one.
+    """
 
     repository: str
     backup: str
     layer: int = 0
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,26 @@ class ObjectName:
     role: str
 
 
-def bitmap_name(repository: str, backup: str, layer: int = 0) -> str:
-    return f"bo-{repository}-{backup}" + (f".{layer}" if layer else "")
+def bitmap_name(repository: str, backup: str, layer: int = 0, origin: str | None = None) -> str:
+    return f"bo-{repository}-{backup}" + (f".{layer}" if layer else f"@{origin}" if origin else "")
 
 
 def parse_bitmap(name: str) -> BitmapName | None:
     match = _BITMAP.fullmatch(name)
-    return BitmapName(match[1], match[2], int(match[3] or 0)) if match else None
+    return BitmapName(match[1], match[2], int(match[3] or 0), match[4]) if match else None
+
+
+def origin_of(file: str) -> str:
+    """What a bitmap says of the image it came from: two drives whose images were exchanged must show."""
+    return hashlib.sha256(file.encode()).hexdigest()[:16]
+
+
+def moved_bitmap(name: str, file: str) -> str:
+    """What a tracking bitmap of the image ``file`` is called once it is in another image."""
+    ours = parse_bitmap(name)
+    if ours is None or ours.layer or ours.origin:
+        return name
+    return bitmap_name(ours.repository, ours.backup, origin=origin_of(file))
 
 
 def object_name(repository: str, backup: str, drive: int, role: str) -> str:

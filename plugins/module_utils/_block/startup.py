@@ -86,14 +86,14 @@ def parse_startup(argv: t.Sequence[str], directory: str | None = None) -> tuple[
     ``directory`` is QEMU's working directory.
     """
     found = _Found(directory, [], [], {})
-    for name, value in _options(argv):
+    for name, value in option_pairs(argv):
         _take(found, name, value)
     return (*_blockdevs(found), *_drives(found))
 
 
 def startup_gaps(argv: t.Sequence[str]) -> tuple[str, ...]:
     """Why the command line does not show all that was given, as sentences without a full stop."""
-    options = list(_options(argv))
+    options = list(option_pairs(argv))
     gaps = [_NOT_FOLLOWED[name].format(value=value) for name, value in options if name in _NOT_FOLLOWED]
     # QEMU goes to / then, after it has opened what is relative (measured: it goes on to report the relative name).
     if ("daemonize", "") in options:
@@ -123,7 +123,7 @@ def looks_like_qemu(argv: t.Sequence[str]) -> bool:
     return any(part.startswith("-") and part.lstrip("-").partition("=")[0] in telling for part in argv[1:])
 
 
-def _options(argv: t.Sequence[str]) -> t.Iterator[tuple[str, str]]:
+def option_pairs(argv: t.Sequence[str]) -> t.Iterator[tuple[str, str]]:
     """Options with their values. What is no option is the image of the first disk, as for -hda."""
     rest = iter(argv[1:])
     for argument in rest:

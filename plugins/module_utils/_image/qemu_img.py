@@ -11,26 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
-import fcntl
 import json
 import math
 import os
 import resource
-import struct
+import signal
+import socket
 import typing as t
 from dataclasses import dataclass
 
-from .._errors import FileFailed, ImageInUse, ImageToolFailed, ImageToolMissing
+from .._errors import ImageInUse, ImageToolFailed, ImageToolMissing
+from .locks import held, in_use, open_for_writing, unwritten
+from .nbd import NbdFailed
 
-_TOOL = "qemu-img"
+_TOOL, _SERVER = "qemu-img", "qemu-nbd"
+_NOT_FOUND = 127  # what a shell says
+_PRCTL = ctypes.CDLL(None).prctl  # looked up before any fork
+_PR_SET_PDEATHSIG = 1
 _WORKERS = "16"  # facts: -W -m 16 -t none is the fastest copy there is
-# QEMU's locks on image files (file-posix.c): byte 100 + n is held by who uses permission n, 1 being "write".
-# Byte 200 + n is held by who does not let others use permission n. Together they span all of a user's locks.
-_WRITERS_BYTE, _NO_WRITERS_BYTE = 101, 201
-_FIRST_BYTE, _BYTES = 100, 200
-_OURS_BYTE = 300  # none of QEMU's: two runs of ours keep each other out
-_FLOCK = "hhqqi"
+
+# The locks are part of what this file is for; they lie in another one because both are long.
+__all__ = ["held", "in_use", "open_for_writing", "unwritten"]
 
 
 @dataclass(frozen=True)
@@ -184,14 +187,110 @@ async def snapshot(path: str, action: t.Literal["create", "apply", "delete"], na
     await _checked(["snapshot", "-q", f"-{action[0]}", name, _alone(path, "qcow2")], (path,))
 
 
-async def add_bitmap(path: str, name: str, granularity: int) -> None:
+async def add_bitmap(path: str, name: str, granularity: int, *, recording: bool = True) -> None:
     """Add an empty persistent bitmap that records from now on to a qcow2 image that nobody has open."""
-    await _checked(["bitmap", "--add", "-g", str(granularity), _alone(path, "qcow2"), name], (path,))
+    disabled = [] if recording else ["--disable"]
+    await _checked(["bitmap", "--add", *disabled, "-g", str(granularity), _alone(path, "qcow2"), name], (path,))
+
+
+async def merge_bitmap(path: str, name: str, source: str, source_name: str) -> None:
+    """Add what bitmap ``source_name`` of the image ``source`` has to bitmap ``name``; nobody has either image open."""
+    arguments = ["bitmap", "--merge", source_name, "-F", "qcow2", "-b", _alone(source, "qcow2")]
+    await _checked([*arguments, _alone(path, "qcow2"), name], (path, source))
 
 
 async def remove_bitmap(path: str, name: str) -> None:
     """Remove a bitmap, also an inconsistent one, from a qcow2 image that nobody has open."""
     await _checked(["bitmap", "--remove", _alone(path, "qcow2"), name], (path,))
+
+
+async def mapped(image: Image) -> list[dict[str, t.Any]]:
+    """What ``qemu-img map`` says about an image and all below it."""
+    options, name = image.arguments("-f")
+    text = await _checked(["map", "--output=json", *options, name], (image.path,))
+    return t.cast("list[dict[str, t.Any]]", _array(text, image.path))
+
+
+async def rebase(path: str, backing: Image | None, *, unsafe: bool) -> None:
+    """Give the qcow2 image another backing file, in place; the header names it as ``backing.path`` is given.
+
+    Safe, it copies into the image what would look different. Unsafe, it writes the header and opens nothing else.
+    """
+    arguments = ["rebase", "-q", *(["-u"] if unsafe else []), "-b", "" if backing is None else backing.path]
+    if backing is not None:
+        arguments += ["-F", backing.format]
+    if unsafe:
+        await _checked([*arguments, _alone(path, "qcow2")], (path,))
+    else:
+        await _checked([*arguments, "-f", "qcow2", absolute(path)], (path,))
+
+
+async def commit(path: str, base: str) -> None:
+    """Write what the images above ``base`` hold into it, down the chain that the headers name. They are kept as is."""
+    cache = "none" if takes_direct(path) and takes_direct(base) else "writeback"
+    await _checked(["commit", "-q", "-d", "-t", cache, "-f", "qcow2", "-b", base, absolute(path)], (base, path))
+
+
+@contextlib.asynccontextmanager
+async def served(image: Image, *, writable: bool) -> t.AsyncIterator[socket.socket]:
+    """A connected socket on which qemu-nbd serves the image (and what lies below) over NBD while the block runs.
+
+    It is connected before qemu-nbd starts, which inherits the listening end: nothing to wait for, no file, no name.
+    The server ends with the connection, and with this process however that ends.
+
+    :raise ImageToolFailed, ImageInUse: qemu-nbd ended badly; raised instead of what the block says about that.
+    """
+    options, name = image.arguments("-f")
+    cache = "none" if takes_direct(image.path) else "writeback"
+    arguments = [*options, f"--cache={cache}", *([] if writable else ["-r"]), name]
+    listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    with client:
+        with listener:
+            listener.bind("")  # an address that the kernel makes up, in no file system
+            listener.listen(1)
+            client.connect(listener.getsockname())
+            process = await _start_server(arguments, listener)
+        try:
+            yield client
+        except (OSError, NbdFailed):
+            client.close()
+            await _served_well(process, image.path)
+            raise
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        client.close()
+        await _served_well(process, image.path)
+
+
+async def _start_server(arguments: list[str], listener: socket.socket) -> asyncio.subprocess.Process:
+    """qemu-nbd takes a socket the way systemd gives it: as descriptor 3, with its own process id in LISTEN_PID."""
+    script = 'exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"'
+    return await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", script, _SERVER, *arguments,
+        stdin=listener.fileno(),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+        preexec_fn=_end_with_parent,
+    )  # fmt: skip
+
+
+async def _served_well(process: asyncio.subprocess.Process, path: str) -> None:
+    _stdout, stderr = await process.communicate()
+    if process.returncode == _NOT_FOUND:
+        raise ImageToolMissing(tool=_SERVER)
+    if process.returncode:
+        said = _last_line(stderr.decode(errors="replace")).removeprefix(f"{_SERVER}: ")
+        if open_for_writing(path):
+            raise ImageInUse(image=absolute(path), said=said)
+        raise ImageToolFailed(tool=_SERVER, image=absolute(path), said=said or f"exit status {process.returncode}")
+
+
+def _end_with_parent() -> None:
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def takes_direct(path: str) -> bool:
@@ -201,60 +300,6 @@ def takes_direct(path: str) -> bool:
     except OSError as exc:
         return exc.errno != errno.EINVAL
     return True
-
-
-def open_for_writing(path: str) -> bool:
-    """Whether a QEMU (any process that locks images the way QEMU does) has the image open for writing."""
-    return _locked(path, _WRITERS_BYTE, 1)
-
-
-def in_use(path: str) -> bool:
-    """Whether a QEMU has the image open at all, be it as the backing image of a VM that was restored instantly."""
-    return _locked(path, _FIRST_BYTE, _BYTES)
-
-
-@contextlib.contextmanager
-def held(path: str) -> t.Iterator[None]:
-    """Keep QEMUs from opening the image for writing, and other runs of ours from working on it, while the block runs.
-
-    Where a file system has no locks this does nothing.
-
-    :raise ImageInUse: somebody writes to it, or another run holds it, or has just replaced it.
-    :raise FileFailed: it cannot be opened.
-    """
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as exc:
-        raise FileFailed(path=path, doing="opening the image", reason=exc.strerror or str(exc)) from exc
-    try:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _OURS_BYTE, 1, 0))
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, _NO_WRITERS_BYTE, 1, 0))
-        except OSError as exc:
-            if exc.errno in (errno.EACCES, errno.EAGAIN):
-                raise ImageInUse(image=absolute(path), said="another run of this collection works on it") from exc
-        # As QEMU does it: first the lock, then the look.
-        if open_for_writing(path) or not os.path.samestat(os.fstat(fd), os.stat(path)):
-            raise ImageInUse(image=absolute(path), said="its lock for writing is held, or it was just replaced")
-        yield
-    finally:
-        os.close(fd)
-
-
-def _locked(path: str, start: int, length: int) -> bool:
-    """Whether anybody holds a lock on these bytes, asked without taking one."""
-    probe = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, probe)
-        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
-    except OSError:
-        return False  # a file system without locks
-    finally:
-        os.close(fd)
 
 
 def _alone(path: str, fmt: str) -> str:
@@ -328,11 +373,19 @@ def _limit(pid: int, limits: Limits | None) -> float | None:
 
 
 def _object(text: str, path: str) -> dict[str, t.Any]:
+    return t.cast("dict[str, t.Any]", _json(text, path, dict))
+
+
+def _array(text: str, path: str) -> list[t.Any]:
+    return t.cast("list[t.Any]", _json(text, path, list))
+
+
+def _json(text: str, path: str, kind: type) -> t.Any:
     try:
         answer = json.loads(text)
     except ValueError:
         answer = None
-    if not isinstance(answer, dict):
+    if not isinstance(answer, kind):
         raise ImageToolFailed(tool=_TOOL, image=absolute(path), said="its answer is not the expected JSON")
     return answer
 

@@ -37,6 +37,8 @@ class SnapshotRecord:
     was begun, so the snapshot is no longer what it was), ``streaming`` (``image`` is being copied into it), ``merged``
     (nothing needs the overlay any more); ``reverting`` (made to take the place of ``discards``, a branch to be
     discarded; ``running``: the guest ran before), ``discarded`` (of such a branch, kept aside).
+    ``job``: the one that commits it, if that is not the one named after it. ``stays``: when nothing needs the overlay
+    any more, its file is left to the user.
     ``definition``: the files that were, or were to be, rewritten for this overlay, should it have to go again.
     ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.
     """
@@ -53,6 +55,8 @@ class SnapshotRecord:
     consistency: str = "crash"
     running: bool = False
     discards: tuple[str, ...] = ()
+    job: str | None = None
+    stays: bool = False
     definition: tuple[str, ...] = ()
 
     def in_state(self, state: str, **changes: t.Any) -> SnapshotRecord:
@@ -85,13 +89,14 @@ def _parse(raw: t.Any, overlay: str) -> SnapshotRecord | None:
         return None
     if os.path.basename(raw["overlay"]) != os.path.basename(overlay):
         return None
-    known = {key: raw[key] for key in (*texts, "vm", "uuid") if raw.get(key) is not None}
+    known = {key: raw[key] for key in (*texts, "vm", "uuid", "job") if raw.get(key) is not None}
     for key in ("discards", "definition"):
         paths = raw.get(key, [])
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             return None
         known[key] = tuple(paths)
-    return SnapshotRecord(**{**known, "overlay": overlay, "running": bool(raw.get("running"))})
+    flags = {key: bool(raw.get(key)) for key in ("running", "stays")}
+    return SnapshotRecord(**{**known, **flags, "overlay": overlay})
 
 
 def claim_record(record: SnapshotRecord) -> bool:

@@ -8,7 +8,9 @@ Other users' processes are seen by root only, and processes of other hosts on sh
 
 from __future__ import annotations
 
+import contextlib
 import os
+import typing as t
 from dataclasses import dataclass
 
 _PROC = "/proc"
@@ -24,35 +26,53 @@ class Holder:
 
 def holders(path: str) -> list[Holder]:
     """The processes other than this one that have the file ``path`` is (links followed) open now, by pid."""
+    return holders_of([path]).get(path, [])
+
+
+def holders_of(paths: t.Iterable[str]) -> dict[str, list[Holder]]:
+    """The same of many files in one look; a file that nobody has open, or that is not there, is not in the answer."""
+    wanted: dict[str, os.stat_result] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            wanted[path] = os.stat(path)
     try:
-        wanted = os.stat(path)
-        pids = sorted(int(name) for name in os.listdir(_PROC) if name.isdigit())
+        pids = sorted(int(name) for name in os.listdir(_PROC) if name.isdigit()) if wanted else []
     except OSError:
-        return []
-    return [Holder(pid, _command(pid)) for pid in pids if pid != os.getpid() and _has_open(pid, wanted)]
+        return {}
+    found: dict[str, list[Holder]] = {}
+    for pid in pids:
+        for path in _opened(pid, wanted) if pid != os.getpid() else ():
+            found.setdefault(path, []).append(Holder(pid, _command(pid)))
+    return found
 
 
-def _has_open(pid: int, wanted: os.stat_result) -> bool:
+def _opened(pid: int, wanted: t.Mapping[str, os.stat_result]) -> set[str]:
     directory = f"{_PROC}/{pid}/fd"
     try:
         descriptors = os.listdir(directory)
     except OSError:
-        return False  # it has ended, or it is another user's
-    return any(_is(pid, descriptor, wanted) for descriptor in descriptors)
+        return set()  # it has ended, or it is another user's
+    inodes = {stat.st_ino for stat in wanted.values()}
+    return {path for descriptor in descriptors for path in _files(pid, descriptor, wanted, inodes)}
 
 
-def _is(pid: int, descriptor: str, wanted: os.stat_result) -> bool:
+def _files(
+    pid: int, descriptor: str, wanted: t.Mapping[str, os.stat_result], inodes: t.Container[int]
+) -> t.Iterator[str]:
+    """Those of the wanted files that the descriptor is."""
     try:
         if not os.readlink(f"{_PROC}/{pid}/fd/{descriptor}").startswith("/"):
-            return False  # a socket, a pipe
+            return  # a socket, a pipe
         # The inode's number first: to stat a file on a dead network file system would hang.
         inode = _inode(f"{_PROC}/{pid}/fdinfo/{descriptor}")
-        if inode not in (None, wanted.st_ino):
-            return False
+        if inode is not None and inode not in inodes:
+            return
         found = os.stat(f"{_PROC}/{pid}/fd/{descriptor}")
     except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+        return
+    for path, stat in wanted.items():
+        if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino):
+            yield path
 
 
 def _inode(path: str) -> int | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .._block.fitness import Fitness, Tracking
 from .._block.graph import Bitmap, Drive, Layer
-from .._block.names import bitmap_name
+from .._block.names import bitmap_name, origin_of, parse_bitmap
 from .._repository.manifest import DriveRecord
 
 # Clusters and their tables: 8 bytes per 64 KiB in L2, 2 in refcounts, and the header, L1 and first tables.
@@ -167,29 +167,63 @@ def _continuation(drive: Drive, fit: Fitness, candidate: Candidate, repository: 
 def _tracked_changes(drive: Drive, fit: Fitness, candidate: Candidate, repository: str) -> tuple[str | None, _Changes]:
     """Bitmaps from the active image down to the one that was active at the candidate's point in time.
 
-    Every layer must have its own: a snapshot taken since then put an overlay on top, and only if that overlay got
-    its bitmap in the same transaction, and no layer was dropped, do all of them together know every change.
+    A snapshot taken since then put an overlay on top, and only if that overlay got its bitmap in the same transaction,
+    and no image was dropped without its bitmap going on in another one, do all of them together know every change: no
+    number may be missing.
     """
     since = candidate.record.source.file
-    depth = next((number for number, layer in enumerate(drive.layers) if layer.file == since), None)
+    depth = _depth(drive, since, repository, candidate.backup)
     if depth is None:
         return f"the image that was active then ({since}) is no longer in the drive's chain", ()
     changes: list[tuple[Layer, Bitmap]] = []
-    for number, layer in enumerate(drive.layers[: depth + 1]):
-        bitmap = layer.bitmap(bitmap_name(repository, candidate.backup, depth - number))
+    known = -1
+    for layer in reversed(drive.layers[: depth + 1]):
         where = "" if layer is drive.active else f" in the image {layer.file} below the active one"
-        if bitmap is None:
+        numbered = _numbered(layer, repository, candidate.backup, since)
+        if not numbered or min(numbered) > known + 1 or max(numbered) - min(numbered) >= len(numbered):
             return _absent(drive, fit, candidate.backup, where, depth), ()
-        if bitmap.inconsistent:
-            return f"its bitmap{where} is inconsistent: QEMU was killed or the host crashed since then", ()
-        if bitmap.busy:
-            return f"its bitmap{where} is in use by another operation", ()
-        if not bitmap.recording and layer is drive.active:
-            return f"its bitmap{where} was disabled", ()
-        changes.append((layer, bitmap))
+        for bitmap in numbered.values():
+            reason = _unusable(bitmap, where, active=layer is drive.active)
+            if reason is not None:
+                return reason, ()
+            changes.insert(0, (layer, bitmap))
+        known = max(numbered)
     if len({layer.virtual_size for layer, _bitmap in changes}) > 1:
         return "the drive was resized across a snapshot", ()
     return None, changes
+
+
+def _depth(drive: Drive, since: str | None, repository: str, backup: str) -> int | None:
+    """How far down the changes began: at the image backed up then, or the one that its bitmap has been moved to."""
+    moved = bitmap_name(repository, backup, origin=origin_of(since)) if since else ""
+    plain = bitmap_name(repository, backup)
+    for number, layer in enumerate(drive.layers):
+        if layer.bitmap(moved) is not None or (layer.file == since and layer.bitmap(plain) is not None):
+            return number
+    return next((number for number, layer in enumerate(drive.layers) if layer.file == since), None)
+
+
+def _numbered(layer: Layer, repository: str, backup: str, since: str | None) -> dict[int, Bitmap]:
+    """The image's bitmaps that follow the backup, by number; one that other images were merged into has several."""
+    found: dict[int, Bitmap] = {}
+    for bitmap in layer.bitmaps:
+        ours = parse_bitmap(bitmap.name)
+        if ours is None or (ours.repository, ours.backup) != (repository, backup):
+            continue
+        origin = layer.file == since if ours.origin is None else since is not None and ours.origin == origin_of(since)
+        if ours.layer or origin:
+            found[ours.layer] = bitmap
+    return found
+
+
+def _unusable(bitmap: Bitmap, where: str, *, active: bool) -> str | None:
+    if bitmap.inconsistent:
+        return f"its bitmap{where} is inconsistent: QEMU was killed or the host crashed since then"
+    if bitmap.busy:
+        return f"its bitmap{where} is in use by another operation"
+    if not bitmap.recording and active:
+        return f"its bitmap{where} was disabled"
+    return None
 
 
 def _absent(drive: Drive, fit: Fitness, backup: str, where: str, depth: int) -> str:

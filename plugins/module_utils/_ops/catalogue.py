@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import typing as t
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ from .._repository import chain
 from .._repository.manifest import DriveRecord, Manifest
 from .._repository.names import timestamp
 from .._repository.store import Catalogue, Repository, VmStore
+from .._repository.verified import manifest_digest, read_record
 from ._outcome import Outcome
+
+Digest = t.Callable[[str], t.Optional[str]]
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,12 @@ def _catalogue(query: Query) -> Outcome:
 def _vm(store: VmStore, found: Catalogue) -> dict[str, t.Any]:
     newest = found.manifests[-1] if found.manifests else None
     damage = functools.lru_cache(maxsize=None)(store.looks_intact)  # every image is in many chains: look once
+    digest = functools.lru_cache(maxsize=None)(manifest_digest)
     return {
         "name": store.name,
         "uuid": newest.vm_uuid if newest is not None else None,
         "directory": store.directory,
-        "backups": [describe(store, found, manifest, damage) for manifest in reversed(found.manifests)],
+        "backups": [describe(store, found, manifest, damage, digest) for manifest in reversed(found.manifests)],
         "broken": [{"id": backup_id, **_error(error)} for backup_id, error in found.broken],
         "partials": [{"id": partial.id, "path": partial.directory} for partial in store.partials()],
     }
@@ -81,7 +86,9 @@ def _error(error: BlockOpsError) -> dict[str, str]:
     return {"kind": error.kind, "reason": str(error)}
 
 
-def describe(store: VmStore, found: Catalogue, manifest: Manifest, damage: chain.Damage) -> dict[str, t.Any]:
+def describe(
+    store: VmStore, found: Catalogue, manifest: Manifest, damage: chain.Damage, digest: Digest = manifest_digest
+) -> dict[str, t.Any]:
     """One backup as ``backup_info`` returns it; sizes in bytes."""
     drives = [_drive(store, found, manifest, drive, damage) for drive in manifest.drives]
     reasons = [f"drive {drive['name']}: {drive['incomplete_reason']}" for drive in drives if not drive["complete"]]
@@ -102,6 +109,7 @@ def describe(store: VmStore, found: Catalogue, manifest: Manifest, damage: chain
         "complete": not reasons,
         "incomplete_reason": "; ".join(reasons) or None,
         "checksums": all(drive.sha256 is not None for drive in manifest.drives),
+        "verified": _verified(store, manifest, digest),
         "drives": drives,
         "skipped": [dict(vars(skip)) for skip in manifest.skipped],
         "definition": [dict(vars(record), mode=f"{record.mode:04o}") for record in manifest.definition],
@@ -109,6 +117,20 @@ def describe(store: VmStore, found: Catalogue, manifest: Manifest, damage: chain
         "warnings": list(manifest.warnings),
         "qemu_version": manifest.qemu_version,
         "collection": manifest.collection,
+    }
+
+
+def _verified(store: VmStore, manifest: Manifest, digest: Digest) -> dict[str, t.Any] | None:
+    """What verified.json says, and whether it is about what lies there now."""
+    record = read_record(store.backup_path(manifest))
+    if record is None:
+        return None
+    then = dict(record.manifests)
+    return {
+        "outcome": record.outcome,
+        "current": then == {backup: digest(os.path.join(store.directory, backup)) for backup in then},
+        "finished": timestamp(record.finished),
+        "checks": [check.to_result() for check in record.checks],
     }
 
 

@@ -139,11 +139,18 @@ def _free_path(drive: Drive, path: str, gone: t.Container[str]) -> str:
 
 
 def _carried(below: Layer) -> t.Iterator[tuple[str, int]]:
-    """Tracking bitmaps that go on in the overlay: NAME as NAME.1, NAME.1 as NAME.2, so that a gap shows."""
+    """Tracking bitmaps that go on in the overlay: NAME as NAME.1, NAME.1 as NAME.2, so that a gap shows.
+
+    Of several that follow one backup, in an image that others were merged into, the one with the highest number.
+    """
+    highest: dict[tuple[str, str], tuple[int, int]] = {}
     for bitmap in below.bitmaps:
         ours = parse_bitmap(bitmap.name)
         if ours is not None and not bitmap.inconsistent and not bitmap.busy:
-            yield bitmap_name(ours.repository, ours.backup, ours.layer + 1), bitmap.granularity
+            key = (ours.repository, ours.backup)
+            highest[key] = max(highest.get(key, (0, 0)), (ours.layer + 1, bitmap.granularity))
+    for (repository, backup), (layer, granularity) in highest.items():
+        yield bitmap_name(repository, backup, layer), granularity
 
 
 async def make(session: Session, overlay: Overlay, backing_node: str | None, like: str | None) -> None:
@@ -171,12 +178,12 @@ def _claim(overlay: Overlay, like: str | None, pid: int) -> None:
             remove_record(overlay.path)  # a file that has come up meanwhile must not seem to be ours
             raise
         try:
-            _dress(fd, like, pid)
+            dress(fd, like, pid)
         finally:
             os.close(fd)
 
 
-def _dress(fd: int, like: str | None, pid: int) -> None:
+def dress(fd: int, like: str | None, pid: int) -> None:
     """Owner, mode and security label of the image below, so that this QEMU, and the next one, may open the overlay."""
     known = os.stat(like) if like is not None else os.stat(f"/proc/{pid}")
     mine = os.fstat(fd)

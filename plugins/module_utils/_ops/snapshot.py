@@ -14,7 +14,7 @@ from .._errors import BlockOpsError, InputInvalid
 from .._guest.guard import ThawGuard
 from .._qmp.session import Session
 from .._unix import Claim
-from . import snapshot_external, snapshot_internal, snapshot_memory
+from . import snapshot_external, snapshot_internal, snapshot_memory, snapshot_recovered
 from ._outcome import Outcome
 from .rendezvous import Rendezvous
 from .snapshot_options import Scene, SnapshotMissing, SnapshotOptions
@@ -52,7 +52,7 @@ class SnapshotVms:
         started = time.monotonic()
         with member:
             async with session_for(entry, timeout=self._options.timeout, read_only=self._options.check_mode) as session:
-                with _claimed(session):
+                with claimed(session):
                     outcome = await self._on(session, entry)
         outcome.result["seconds"] = round(time.monotonic() - started, 3)
         return outcome
@@ -61,6 +61,8 @@ class SnapshotVms:
         options = self._options
         vm = await read_vm(session, entry.name)
         scene = Scene(session, vm, entry, options, self._guard, self._group)
+        if options.state == "recovered":
+            return await snapshot_recovered.recovered(scene)
         if options.state == "present":
             outcome: Outcome = await _KINDS[options.type or "external"].present(scene)
             return outcome
@@ -93,14 +95,19 @@ async def _kind_of(scene: Scene) -> str | None:
     return having[0] if having else None
 
 
+def claim_name(pid: int) -> str:
+    """Of the claim on the snapshots and chains of the QEMU process ``pid``."""
+    return f"snapshot/{pid}"
+
+
 @contextmanager
-def _claimed(session: Session) -> t.Iterator[None]:
+def claimed(session: Session) -> t.Iterator[None]:
     """One change at a time: a VM with two monitors could be worked on by two tasks. Looking needs no claim."""
     if session.read_only or session.process.pid <= 0:
         yield
         return
     try:
-        claim = Claim(f"snapshot/{session.process.pid}")
+        claim = Claim(claim_name(session.process.pid))
     except OSError as exc:
         if exc.errno != errno.EADDRINUSE:
             raise

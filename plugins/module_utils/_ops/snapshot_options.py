@@ -61,7 +61,7 @@ class ResetNotAllowed(BlockOpsError):
 class SnapshotOptions:
     """One call of qmp_snapshot. Time-outs in seconds, ``bandwidth`` in bytes per second for each VM.
 
-    ``type`` is ``None`` for whatever kind of that name exists (absent, reverted).
+    ``type`` is ``None`` for whatever kind of that name exists (absent, reverted). ``recovered`` has no ``name``.
     """
 
     name: str
@@ -92,11 +92,9 @@ class SnapshotOptions:
 
 
 def _wrong(options: SnapshotOptions) -> str | None:
-    if not _NAME.fullmatch(options.name):
-        return (
-            f"name: {options.name!r} is not a snapshot's name; it has 1 to 63 letters, digits, '_', '.' and '-', and "
-            "begins with a letter or digit."
-        )
+    reason = _wrong_name(options)
+    if reason is not None:
+        return reason
     pattern = options.overlay_name
     for field in _FIELDS:
         pattern = pattern.replace(field, "x")
@@ -114,6 +112,19 @@ def _wrong(options: SnapshotOptions) -> str | None:
     if options.job_timeout is not None and options.job_timeout < 0:
         return f"job_timeout must not be negative, not {options.job_timeout:g}."
     return None
+
+
+def _wrong_name(options: SnapshotOptions) -> str | None:
+    if options.state == "recovered":
+        return "state=recovered is about what any run has left; omit name." if options.name else None
+    if not options.name:
+        return f"name: state={options.state} needs the name of a snapshot."
+    if _NAME.fullmatch(options.name):
+        return None
+    return (
+        f"name: {options.name!r} is not a snapshot's name; it has 1 to 63 letters, digits, '_', '.' and '-', and "
+        "begins with a letter or digit."
+    )
 
 
 @dataclass(frozen=True)

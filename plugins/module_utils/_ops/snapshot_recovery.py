@@ -52,8 +52,9 @@ class Recovery:
     """What there is to do.
 
     ``nodes`` to detach, ``doomed`` overlays to delete, records to write (``settled``) or to ``forget``, finished jobs
-    to dismiss, and whether to ``resume`` a guest stopped by a run that never came to its point. ``unmark``: overlays
-    that stay without a record. ``mends``: what definition files say of doomed overlays, and are to say instead.
+    to dismiss, records to write at ``last``, and whether to ``resume`` a guest stopped by a run that never came to its
+    point. ``unmark``: overlays that stay without a record. ``mends``: what definition files say of doomed overlays, and
+    are to say instead.
     """
 
     nodes: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Recovery:
     forget: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
     resume: bool = False
+    last: tuple[SnapshotRecord, ...] = ()
     unmark: tuple[str, ...] = ()
     mends: tuple[Move, ...] = ()
 
@@ -107,22 +109,34 @@ def plan(scene: Scene, view: View) -> Recovery:
     vm = scene.vm
     _refuse_half_reverted(scene, view)
     jobs = _finished_jobs(scene)
-    merged = {record.overlay for record in view.loose if _job_merged(scene, record)}
+    bypassed = {record.job for placed in view.placed for record in _bypassed(placed) if record.job}
+    merged = {
+        record.overlay
+        for record in view.loose
+        if _job_merged(scene, record) or (record.state == MERGING and record.job in bypassed)
+    }
     merged |= {placed.record.image for placed in view.placed if _streamed(placed)}
     doomed = tuple(
         record
         for record in view.loose
         if os.path.exists(record.overlay)
         and (record.state in (PREPARING, REVERTING, MERGED) or record.overlay in merged)
+        and not record.stays
     )
-    settled = tuple(_settled(scene, view))
+    settled = (
+        *_settled(scene, view),
+        *(record.in_state(MERGED, job=None) for record in view.loose if record.stays and record.overlay in merged),
+    )
+    # Copied into an overlay of the chain, and known by its record alone: what they lie on is in no chain any more.
+    copied = tuple(record for record in settled if record.state == MERGED and not record.stays)
     in_use = {layer.node for drive in vm.drives for layer in drive.layers}
     swapped = any(placed.record.state == REVERTING for placed in view.placed)
     stopped = [record for record in doomed if record.state == REVERTING and record.running]
     return Recovery(
         nodes=tuple(node for node in vm.nodes if of_snapshot(node) and node not in in_use),
-        doomed=doomed,
+        doomed=(*doomed, *(record for record in copied if record.overlay not in {each.overlay for each in doomed})),
         settled=settled,
+        last=tuple(settled_down(record) for record in settled if record.state == PRESENT and record.discards),
         forget=tuple(_without_overlay(view)),
         jobs=jobs,
         resume=bool(stopped) and vm.status == "paused" and not swapped,
@@ -186,8 +200,20 @@ def _finished_jobs(scene: Scene) -> tuple[str, ...]:
 
 
 def _job_merged(scene: Scene, record: SnapshotRecord) -> bool:
-    job = scene.vm.jobs.get(snapshot_object(record.name, record.drive, "commit"))
+    job = scene.vm.jobs.get(record.job or snapshot_object(record.name, record.drive, "commit"))
     return job is not None and job.succeeded
+
+
+def _bypassed(placed: Placed) -> t.Iterator[SnapshotRecord]:
+    """The overlay that the one here was on, if it now is on what that one was to be committed into.
+
+    QEMU changes the name in the header only when all is committed, so this tells it also when QEMU has died since.
+    """
+    if placed.record.image == placed.image.file:
+        return
+    below = read_record(placed.record.image)
+    if below is not None and below.state in (MERGING, MERGED) and below.image == placed.image.file:
+        yield below
 
 
 def _settled(scene: Scene, view: View) -> t.Iterator[SnapshotRecord]:
@@ -202,6 +228,10 @@ def _settled(scene: Scene, view: View) -> t.Iterator[SnapshotRecord]:
             yield from _after_revert(record)
         elif _streamed(placed):
             yield from _after_stream(placed)
+        elif record.state == PRESENT and record.discards:
+            yield from _marked(record)
+        elif record.state == PRESENT and any(_bypassed(placed)):
+            yield dataclasses.replace(record, image=placed.image.file, image_format=placed.image.driver)
 
 
 def _after_revert(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
@@ -219,10 +249,45 @@ def _streamed(placed: Placed) -> bool:
 
 
 def _after_stream(placed: Placed) -> t.Iterator[SnapshotRecord]:
-    """The overlay takes the place of the image that was copied into it: that one's record becomes its own."""
-    lower = read_record(placed.record.image)
-    if lower is not None:
-        yield dataclasses.replace(lower, overlay=placed.record.overlay, state=PRESENT)
+    """The overlay takes the place of the images that were copied into it: the record of the lowest becomes its own."""
+    gone = records_down(placed.record.image, placed.image.file)
+    if gone:
+        yield from inheritance(placed.record, gone)
+
+
+def records_down(file: str, until: str) -> list[SnapshotRecord]:
+    """The records from the overlay ``file`` down to the one on ``until``; none when they do not lead there."""
+    found: list[SnapshotRecord] = []
+    while file != until:
+        record = read_record(file)
+        if record is None or record in found:
+            return []
+        found.append(record)
+        file = record.image
+    return found
+
+
+def inheritance(record: SnapshotRecord, gone: t.Sequence[SnapshotRecord]) -> t.Iterator[SnapshotRecord]:
+    """What to write, in this order, when the overlays ``gone`` were copied into the one of ``record``.
+
+    Its own record comes first, and names them until they are deleted (``settled_down``): a kill in between leaves
+    nothing without an owner.
+    """
+    lowest, files = gone[-1], tuple(each.overlay for each in gone)
+    yield dataclasses.replace(lowest, overlay=record.overlay, state=PRESENT, discards=files, job=None, stays=False)
+    yield from (each.in_state(MERGED) for each in gone)
+
+
+def settled_down(record: SnapshotRecord) -> SnapshotRecord:
+    """The record of an overlay that others were copied into, once those have gone."""
+    return record.in_state(PRESENT, discards=())
+
+
+def _marked(record: SnapshotRecord) -> t.Iterator[SnapshotRecord]:
+    """What a kill in the middle of ``inheritance`` left to be written."""
+    yield record
+    gone = (read_record(path) for path in record.discards)
+    yield from (each.in_state(MERGED) for each in gone if each is not None)
 
 
 def _without(scene: Scene, recovery: Recovery) -> Scene:
@@ -271,6 +336,8 @@ async def _execute(scene: Scene, recovery: Recovery) -> None:
             await flush(scene.session, drive.active.node)  # what a stream copied may be in QEMU's memory only
     for record in recovery.doomed:
         await asyncio.to_thread(remove_overlay, record.overlay)
+    for record in recovery.last:
+        await asyncio.to_thread(write_record, record)
     for overlay in (*recovery.forget, *recovery.unmark):
         await asyncio.to_thread(remove_record, overlay)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import glob
 import typing as t
@@ -12,10 +13,13 @@ import typing as t
 from .._block.fitness import fitness
 from .._block.graph import Bitmap, Drive, Layer
 from .._block.names import is_ours, parse_bitmap, parse_object
-from .._errors import BlockOpsError
+from .._errors import BlockOpsError, InputInvalid
 from .._guest.agent import Agent
 from ._outcome import Outcome
 from .cold_boot import Drift, drifts, read_startup
+from .doctor import examine
+from .doctor_types import Finding
+from .snapshot_options import Scene, SnapshotOptions
 from .vm import Vm, VmEntry, find_agent, read_vm, session_for
 
 # From here on reading gets slower and a restart takes longer; it is also a sign that nobody prunes.
@@ -30,11 +34,18 @@ def entries_for(vms: list[dict[str, t.Any]], patterns: list[str]) -> list[dict[s
 
 
 class VmInfo:
-    """The operation on one entry. ``timeout`` seconds for every answer; ``agent``: whether to ask the guest agent."""
+    """The operation on one entry. ``timeout`` seconds for every answer; ``agent``: whether to ask the guest agent.
 
-    def __init__(self, timeout: float, agent: bool) -> None:
+    ``doctor``: whether to look for what is wrong, in the files of the VM too; ``repository``: with its backups there.
+    """
+
+    def __init__(self, timeout: float, agent: bool, doctor: bool = False, repository: str | None = None) -> None:
+        if repository is not None and not doctor:
+            raise InputInvalid(message="repository is for doctor=true, which compares the bitmaps with its backups.")
         self._timeout = timeout
         self._agent = agent
+        self._doctor = doctor
+        self._repository = repository
 
     async def __call__(self, params: dict[str, t.Any]) -> Outcome:
         entry = VmEntry.from_params(params)
@@ -44,7 +55,12 @@ class VmInfo:
         agent = await self._ask_agent(vm, agent_socket)
         startup, _reason = read_startup(vm.process)
         drift = None if startup is None else drifts(startup, vm.drives)
-        return Outcome(False, describe(vm, agent_socket, agent, drift))
+        result = describe(vm, agent_socket, agent, drift)
+        if self._doctor:
+            scene = Scene(session, vm, entry, SnapshotOptions(name="doctor", check_mode=True))
+            found: list[Finding] = await asyncio.to_thread(examine, scene, drift or (), self._repository)
+            result["findings"] = [finding.to_result() for finding in found]
+        return Outcome(False, result)
 
     async def _ask_agent(self, vm: Vm, socket: str | None) -> dict[str, t.Any]:
         """Whether the agent answers, its version, and whether the guest is frozen at this moment."""

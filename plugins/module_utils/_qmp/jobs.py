@@ -123,9 +123,13 @@ class Watch:
 
         Answers its state then, or at the deadline; ``None`` when QEMU no longer knows it.
         """
+        return await self.until_stage(job_id, deadline, "ready")
+
+    async def until_stage(self, job_id: str, deadline: float | None, *stages: str) -> Job | None:
+        """As ``until_ready``, for any stage (``pending``: its work is done, and it waits for job-finalize)."""
         while True:
             job = (await read_jobs(self._session)).get(job_id)
-            if job is None or job.stalled or job.status in ("ready", *_ENDED):
+            if job is None or job.stalled or job.status in (*stages, *_ENDED):
                 return job
             left = _left(deadline)
             if left <= 0:
@@ -148,7 +152,7 @@ class Watch:
             about = data.get("id", data.get("device"))
             # Other states pass by themselves. A job that stalls says so with BLOCK_JOB_ERROR, which has no status;
             # one that is merely paused is so for an instant while its graph changes, or because somebody wants it.
-            if about in ids and data.get("status", "concluded") in ("ready", *_ENDED):
+            if about in ids and data.get("status", "concluded") in ("ready", "pending", *_ENDED):
                 return
 
 

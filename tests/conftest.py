@@ -21,6 +21,14 @@ from lab.qemu import Qemu
 from lab.vm import LabVm
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay with one worker, as they share its fixtures; integration targets share nothing."""
+    for item in items:
+        if item.path.parent.name != "integration":
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}.{item.path.stem}"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """The suite must not leave a process of its own, whichever test started it."""

@@ -31,6 +31,8 @@ _NEEDED = (
     "shutil",
     "_strptime",
 )
+# What Ansible's basic loads by name when it reads and writes JSON (core 2.19 and later).
+_PROFILES = tuple(f"ansible.module_utils._internal._json._profiles._module_legacy_{way}" for way in ("c2m", "m2c"))
 
 
 def run_forked(
@@ -43,8 +45,7 @@ def run_forked(
 ) -> Result:
     """As ``run_module``; ``trap`` may kill it. ``user`` needs no way to the interpreter's own files."""
     _link_tree()
-    for module in _NEEDED:
-        importlib.import_module(module)
+    _import_needed()
     arguments = dict(params, _ansible_check_mode=check, _ansible_remote_tmp="/tmp")
     out, err = os.pipe(), os.pipe()
     pid = os.fork()
@@ -60,6 +61,15 @@ def run_forked(
     for reader in readers:
         reader.join()
     return _result(os.waitstatus_to_exitcode(status), texts[out[0]], texts[err[0]])
+
+
+def _import_needed() -> None:
+    """Before the fork: the child's user may not be able to read these files."""
+    for module in _NEEDED:
+        importlib.import_module(module)
+    for module in _PROFILES:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
 
 
 def _drain(fd: int) -> bytes:

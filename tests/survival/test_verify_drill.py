@@ -308,7 +308,10 @@ def hanging(made: Fabricated, room: Path) -> Running:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_module_leaves_nothing(made: Fabricated, room: Path, sent: signal.Signals) -> None:
+    # Whoever runs the tests in a shell's background has them ignore it, and all their children.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = hanging(made, room)
+    signal.signal(signal.SIGINT, ignored)
     running.process.send_signal(sent)
     assert running.finish().failed
     until(lambda: not processes_with(room) and not os.listdir(room))

@@ -17,7 +17,7 @@ from .._qmp.session import Session
 from . import snapshot_boot
 from ._outcome import Outcome
 from .chain_job import Done, command, run_merge
-from .chain_merges import Merge, Needs, adopted, plan_merges, require_space
+from .chain_merges import Merge, Needs, actives, adopted, open_jobs, plan_merges, require_space
 from .chain_options import ChainOptions
 from .chain_report import Picture, drive_results, vm_result
 from .chain_select import find_drops
@@ -84,7 +84,7 @@ class _Work:
         begun = [
             found
             for drive in self.before.drives
-            for found in [adopted(self.options, drive, self._open_jobs(), needs)]
+            for found in [adopted(self.options, drive, open_jobs(self.scene), needs)]
             if found is not None
         ]
         picture = self.before
@@ -100,13 +100,10 @@ class _Work:
         require_space(merges, self.scene.vm.name)
         return begun + merges
 
-    def _open_jobs(self) -> set[str]:
-        return {job.id for job in self.scene.vm.jobs.values() if job.status not in ("concluded", "null")}
-
     async def execute(self, plan: list[Merge]) -> None:
         begun = [merge for merge in plan if merge.job in self.scene.vm.jobs]
         for merge in begun:
-            await self._run(merge)
+            self.scene = await run_merge(self.scene, self.options, merge, self.done)
         if begun:
             # What is left is planned anew: the images are not what they were.
             view = await asyncio.to_thread(look, self.scene)
@@ -120,16 +117,7 @@ class _Work:
             ]
             require_space(plan, self.scene.vm.name)
         for merge in plan:
-            await self._run(merge)
-
-    async def _run(self, merge: Merge) -> None:
-        boot = await snapshot_boot.look(self.scene)
-        rewriting = boot.plan(boot.moves(_actives([merge])))
-        await run_merge(self.scene, self.options, merge, rewriting, self.done)
-        known = {entry["path"] for entry in self.done.definition}
-        self.done.definition += [entry for entry in rewriting.result(False) if entry["path"] not in known]
-        vm = await read_vm(self.scene.session, self.scene.entry.name)
-        self.scene = dataclasses.replace(self.scene, vm=vm)
+            self.scene = await run_merge(self.scene, self.options, merge, self.done)
 
     async def outcome(self, error: BlockOpsError | None = None) -> Outcome:
         """Whatever came of it. Without an error the definition is put right also where nothing was merged."""
@@ -177,8 +165,8 @@ class _Work:
         after = self.before
         for merge in plan:
             after = after.after(merge)
-        actives = _actives(plan)
-        rewriting = boot.plan(boot.moves(actives))
+        new_actives = actives(plan)
+        rewriting = boot.plan(boot.moves(new_actives))
         result = vm_result(self.scene, drive_results(self.before, after, plan), **self._known())
         new = (merge for merge in plan if merge.job not in self.scene.vm.jobs)
         jobs = [command(merge, self.options, merge.drive.root) for merge in new]
@@ -187,12 +175,7 @@ class _Work:
         result["deleted"] = [*doomed, *self._emptied()]
         result["kept"] = [layer.file for merge in plan for layer in merge.dropped if layer.file not in merge.doomed]
         result["definition"] = rewriting.result(True)
-        result["boot_drift"] = boot.drift(actives)
+        result["boot_drift"] = boot.drift(new_actives)
         changed = bool(plan or self.recovered or rewriting.needed or result["deleted"])
-        warnings = (*rewriting.warnings, *boot.warnings(actives, rewriting))
+        warnings = (*rewriting.warnings, *boot.warnings(new_actives, rewriting))
         return Outcome(changed, result, *rewriting.diff(self.before.text(), after.text()), warnings=warnings)
-
-
-def _actives(merges: t.Iterable[Merge]) -> dict[str, tuple[str, str]]:
-    """Drives whose active image changes, and the file and format it will be."""
-    return {merge.drive.name: (merge.target.file, merge.target.driver) for merge in merges if merge.active_commit}

@@ -182,14 +182,29 @@ def _merge(drive: Drive, plan: ChainPlan, step: Step, doomed: t.Collection[str])
     )
 
 
-def adopted(options: ChainOptions, drive: Drive, jobs: t.Container[str], needs: Needs) -> Merge | None:
-    """The merge of this drive that a killed run has started, and that is not finished: its job tells the range."""
-    for top in range(len(drive.layers) - 1):
-        for base in range(top + 1, len(drive.layers)):
-            for how in (COMMIT, STREAM):
-                if job_name(drive, how, drive.layers[top], drive.layers[base]) in jobs:
-                    return _adopted(options, drive, Step(how, top, base, 0), needs)
+def adopted(
+    options: ChainOptions, drive: Drive, jobs: t.Container[str], needs: Needs, boundary: int | None = None
+) -> Merge | None:
+    """The merge of this drive that a killed run has started, and that is not finished: its job tells the range.
+
+    ``boundary``: only one that drops this boundary and no other.
+    """
+    every = ((top, base) for top in range(len(drive.layers) - 1) for base in range(top + 1, len(drive.layers)))
+    for top, base in every if boundary is None else ((boundary - 1, boundary),):
+        for how in (COMMIT, STREAM):
+            if job_name(drive, how, drive.layers[top], drive.layers[base]) in jobs:
+                return _adopted(options, drive, Step(how, top, base, 0), needs)
     return None
+
+
+def open_jobs(scene: Scene) -> set[str]:
+    """Those that have not ended."""
+    return {job.id for job in scene.vm.jobs.values() if job.status not in ("concluded", "null")}
+
+
+def actives(merges: t.Iterable[Merge]) -> dict[str, tuple[str, str]]:
+    """Drives whose active image changes, and the file and format it will be."""
+    return {merge.drive.name: (merge.target.file, merge.target.driver) for merge in merges if merge.active_commit}
 
 
 def _adopted(options: ChainOptions, drive: Drive, step: Step, needs: Needs) -> Merge:

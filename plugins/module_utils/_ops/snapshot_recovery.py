@@ -15,7 +15,7 @@ import typing as t
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .._block.names import of_snapshot, snapshot_object
+from .._block.names import of_snapshot
 from .._errors import BlockOpsError, CommandFailed
 from .._image.snapshot_record import (
     DISCARDED,
@@ -200,7 +200,7 @@ def _finished_jobs(scene: Scene) -> tuple[str, ...]:
 
 
 def _job_merged(scene: Scene, record: SnapshotRecord) -> bool:
-    job = scene.vm.jobs.get(record.job or snapshot_object(record.name, record.drive, "commit"))
+    job = scene.vm.jobs.get(record.job) if record.job is not None else None
     return job is not None and job.succeeded
 
 

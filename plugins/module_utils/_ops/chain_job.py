@@ -20,6 +20,7 @@ from .._errors import BlockOpsError, CommandFailed, ImageInvalid
 from .._image.header import read_header
 from .._image.snapshot_record import MERGED, MERGING, STREAMING, remove_record, write_record
 from .._qmp.jobs import Job, Watch, cancel, watch
+from .._qmp.nodes import flush
 from .._qmp.session import Command
 from . import snapshot_boot
 from .chain_bitmaps import carrying
@@ -28,7 +29,7 @@ from .chain_options import ChainJobFailed, ChainJobStalled, ChainJobUnfinished, 
 from .overlay import backing_name, remove_overlay
 from .snapshot_boot import Rewriting
 from .snapshot_options import Scene
-from .snapshot_recovery import inheritance, settled_down
+from .snapshot_recovery_plan import inheritance, settled_down
 from .vm import read_drives, read_nodes, read_vm
 
 
@@ -217,8 +218,7 @@ async def _flush(scene: Scene, merge: Merge) -> None:
     Images that become read-only are flushed by QEMU itself; a commit that is ready was, but not what came after that.
     """
     if merge.becomes_active:
-        line = f"qemu-io {merge.target.node} flush"  # there is no QMP command for it
-        await scene.session.command("human-monitor-command", command_line=line)
+        await flush(scene.session, merge.target.node)
 
 
 async def _ended(

@@ -24,7 +24,7 @@ from .doctor_strays import beside
 from .doctor_types import Finding, sorted_findings
 from .snapshot import claim_name
 from .snapshot_options import Scene
-from .snapshot_recovery import Recovery, RevertInterrupted, plan
+from .snapshot_recovery_plan import Recovery, RevertInterrupted, plan
 from .snapshot_view import View, look
 
 

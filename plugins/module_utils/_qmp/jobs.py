@@ -4,7 +4,7 @@
 """The only waiter: follows block jobs to their end, by events and, against a lost event, by looking now and then.
 
 Jobs are started with ``auto-dismiss: false``, so that a result outlives the client that started them; whoever has
-made use of the result dismisses them. Streams are not (see _ops/snapshot_merge_plan): they go by themselves, and what
+made use of the result dismisses them. Streams are not (see _ops/chain_job): they go by themselves, and what
 is known of them then is the error that their event told, if it was heard.
 """
 

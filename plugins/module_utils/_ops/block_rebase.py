@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 import typing as t
 
 from .._errors import BlockOpsError
@@ -21,12 +20,12 @@ from .block_rebase_plan import Planner
 from .block_rebase_swap import abandoned, run_trim, settle
 from .block_rebase_types import Done, Trim, TrimOptions, Verdict
 from .chain_report import Picture
+from .claim import act_on
 from .overlay import remove_overlay
-from .snapshot import claimed
 from .snapshot_options import Scene
 from .snapshot_recovery import recover
 from .snapshot_view import View, look, refuse_while_jobs_run, select
-from .vm import VmEntry, read_vm, session_for
+from .vm import VmEntry, read_vm
 
 _WHAT = "trimming images"
 
@@ -43,12 +42,7 @@ class RebaseVms:
         self._options = options.checked()
 
     async def __call__(self, params: dict[str, t.Any]) -> Outcome:
-        options, entry, started = self._options, VmEntry.from_params(params), time.monotonic()
-        async with session_for(entry, timeout=options.timeout, read_only=options.check_mode) as session:
-            with claimed(session):
-                outcome = await self._on(session, entry)
-        outcome.result["seconds"] = round(time.monotonic() - started, 3)
-        return outcome
+        return await act_on(VmEntry.from_params(params), self._options, self._on)
 
     async def _on(self, session: Session, entry: VmEntry) -> Outcome:
         vm = await read_vm(session, entry.name)

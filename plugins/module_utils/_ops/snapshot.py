@@ -15,7 +15,8 @@ from . import snapshot_external, snapshot_internal, snapshot_memory, snapshot_re
 from ._outcome import Outcome
 from .claim import act_on
 from .rendezvous import Rendezvous
-from .snapshot_options import Scene, SnapshotMissing, SnapshotOptions
+from .snapshot_errors import SnapshotMissing
+from .snapshot_options import Scene, SnapshotOptions
 from .vm import VmEntry, read_vm
 
 # In the order in which a name is looked for when no type is given.
@@ -60,6 +61,7 @@ class SnapshotVms:
         if kind is None:
             known = sorted({name for module in _KINDS.values() for name in await module.names(scene)})
             raise SnapshotMissing(
+                of=f"VM {vm.name}",
                 vm=vm.name,
                 snapshot=options.name,
                 type="external, internal or memory",

@@ -19,7 +19,7 @@ from .snapshot_view import Placed, View
 
 @dataclass(frozen=True)
 class Drop:
-    """Dropping the snapshot of one drive."""
+    """Dropping the snapshot of one drive. (Were there overlays of one name by somebody's hand: the lowest.)"""
 
     placed: Placed
     merge: Merge
@@ -43,19 +43,23 @@ def plan_drops(scene: Scene, view: View, targets: t.Sequence[Placed]) -> list[Dr
 
     :raise ChainImageNeeded: something else is based on what would change or go. :raise NoSpace: before it is tried.
     """
-    needs = Needs(scene, view, [placed.drive for placed in targets])
-    drops = [Drop(placed, merge) for placed in targets for merge in _merges(scene, placed, needs)]
+    lowest = {placed.drive.name: placed for placed in targets}
+    needs = Needs(scene, view, [placed.drive for placed in lowest.values()])
+    drops = []
+    for name, placed in lowest.items():
+        boundaries = {each.index + 1 for each in targets if each.drive.name == name}
+        drops += [Drop(placed, merge) for merge in _merges(scene, placed, boundaries, needs)]
     require_space((drop.merge for drop in drops if drop.merge.job not in scene.vm.jobs), scene.vm.name)
     return drops
 
 
-def _merges(scene: Scene, placed: Placed, needs: Needs) -> list[Merge]:
-    options, boundary = chain_options(scene.options), placed.index + 1
-    begun = adopted(options, placed.drive, open_jobs(scene), needs, boundary)
+def _merges(scene: Scene, placed: Placed, boundaries: set[int], needs: Needs) -> list[Merge]:
+    options = chain_options(scene.options)
+    begun = adopted(options, placed.drive, open_jobs(scene), needs, placed.index + 1)
     if begun is not None:
         return [begun]
     options = dataclasses.replace(options, how=_how(scene, placed))
-    merges = plan_merges(options, scene.vm.name, placed.drive, {boundary}, needs)
+    merges = plan_merges(options, scene.vm.name, placed.drive, boundaries, needs)
     for merge in merges:
         _refuse_to_leave(scene, merge, needs)
     return merges

@@ -31,11 +31,6 @@ class SnapshotFailed(BlockOpsError):
     advice = "Nothing has changed: the VM runs on the images it had, and what was prepared was removed."
 
 
-class SnapshotMissing(BlockOpsError):
-    template = "VM {vm} has no {type} snapshot {snapshot}{where}; it has: {known}."
-    advice = "Nothing was touched."
-
-
 class SnapshotIncomplete(BlockOpsError):
     template = "VM {vm} has snapshot {snapshot} on {has}, but not on {lacks}."
     advice = "Nothing was touched. Choose another name, choose the drives by the option drives, or remove it first."

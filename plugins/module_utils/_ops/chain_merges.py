@@ -83,11 +83,12 @@ class Needs:
     """Who else needs the images of a VM: files based on them, and processes that have them open. Looked up once."""
 
     def __init__(self, scene: Scene, view: View, drives: t.Sequence[Drive]) -> None:
-        layers = [layer for drive in drives for layer in drive.layers if layer.protocol == "file"]
-        self._own = {os.path.realpath(layer.file) for layer in layers}
-        self._own |= {os.path.realpath(file) for file in scene.gone}
         # Those that nothing needs any more need nothing.
-        self._own |= {os.path.realpath(record.overlay) for record in view.loose if record.state == MERGED}
+        gone = {*scene.gone, *(record.overlay for record in view.loose if record.state == MERGED)}
+        self._gone = {os.path.realpath(file) for file in gone}
+        # A base that two drives of the VM share is needed by the other one.
+        self._own = {layer.node: _files(drive) for drive in drives for layer in drive.layers}
+        layers = [layer for drive in drives for layer in drive.layers if layer.protocol == "file"]
         self._based = _overlays(view.directories)
         pid = scene.session.process.pid
         users = holders_of(layer.file for layer in layers)
@@ -97,10 +98,15 @@ class Needs:
         """Who else needs the image, as a sentence; ``None`` when nobody does."""
         if layer.protocol != "file":
             return None
-        based = [file for file in self._based.get(os.path.realpath(layer.file), ()) if file not in self._own]
+        own = self._own.get(layer.node, set()) | self._gone
+        based = [file for file in self._based.get(os.path.realpath(layer.file), ()) if file not in own]
         users = [f"process {user.pid} ({user.command})" for user in self._users.get(layer.file, ())]
         named = [f"{file}, which is based on it" for file in sorted(based)] + users
         return f"{layer.file} is used by {'; '.join(named)}" if named else None
+
+
+def _files(drive: Drive) -> set[str]:
+    return {os.path.realpath(layer.file) for layer in drive.layers if layer.protocol == "file"}
 
 
 def _overlays(directories: t.Iterable[str]) -> dict[str, set[str]]:

@@ -17,7 +17,7 @@ class SnapshotMissing(BlockOpsError):
 
 class SnapshotAmbiguous(BlockOpsError):
     template = "{of} has several snapshots for the name {snapshot} ({ids})."
-    advice = "Nothing was touched. Another tool made them; remove those that are not wanted{way_out}."
+    advice = "Nothing was touched. Remove those that are not wanted{way_out}."
 
 
 class BitmapsInTheWay(BlockOpsError):

@@ -22,6 +22,7 @@ from lab import images
 from lab.daemon import StorageDaemon
 from lab.fixtures import QemuFactory
 from lab.qemu import Qemu
+from support.chains import Chain
 from support.killer import Trap, prelude
 from support.module import start_module
 from support.points import Drive
@@ -311,6 +312,29 @@ def test_a_job_that_nobody_followed(shots: Shots, merge: str, middle: bool, lowe
     shots.live()
     assert not [name for name in shots.files() if name.endswith(".json")], shots.files()
     shots.off()
+
+
+@pytest.mark.parametrize("merge", ["commit", "stream"])
+def test_a_job_that_another_module_left(workdir: Path, qemu_factory: QemuFactory, merge: str) -> None:
+    """One way to merge: what a killed task of either module has begun, a task of the other one finishes."""
+    base = images.create(workdir / "base.qcow2", SIZE)
+    chain = Chain(qemu_factory("vm", [Drive("vda", base)], paused=False), workdir)
+    chain.grow(3)
+    drop: dict[str, t.Any] = {"name": "s1", "state": "absent", "merge": merge, "quiesce": "off", "vms": [chain.entry]}
+    start_module("qmp_snapshot", drop, prelude=prelude(Trap(label=f"after qmp block-{merge}"))).finish()
+    (job,) = chain.qemu.jobs()
+    data = chain.commit(keep=["s0", "s2"], merge="commit", delete=True)
+    assert not [each for each in data["commands"] if each["execute"] in ("block-commit", "block-stream")], job
+    assert len(chain.chain()) == 3
+    chain.judge_snapshots("s0", "s2")
+    trap = Trap(label=f"after qmp block-{merge}")
+    chain.run("qmp_block_commit", trap=trap, keep=["s2"], merge=merge, delete=True)
+    assert len(chain.qemu.jobs()) == 1
+    done = chain.absent("s0", merge=merge)
+    assert not [each for each in done["commands"] if each["execute"] in ("block-commit", "block-stream")]
+    chain.judge_snapshots("s2")
+    chain.live()
+    chain.off()
 
 
 def test_bandwidth(shots: Shots) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 import typing as t
 
 from .._errors import BlockOpsError
-from .._image.snapshot_record import MERGED
 from .._qmp.schema import read_schema
 from .._qmp.session import Session
 from . import snapshot_boot
@@ -98,21 +97,15 @@ class _Work:
     async def execute(self) -> None:
         for trim in self.trims:
             self.scene = await run_trim(self.scene, self.options, trim, self.done)
-        for file in self._emptied():
+        for file in self.view.emptied if self.options.delete else ():
             await asyncio.to_thread(remove_overlay, file)
             self.done.deleted.append(file)
-
-    def _emptied(self) -> list[str]:
-        """Images that an earlier run replaced and was not told to delete."""
-        if not self.options.delete:
-            return []
-        return [record.overlay for record in self.view.loose if record.state == MERGED and record.stays]
 
     def predicted(self) -> Outcome:
         """What the same call without check mode would answer."""
         olds = [trim.layer.file for trim in self.trims]
         after = _after(self.before, self.trims)
-        deleted = [*olds, *self._emptied()] if self.options.delete else []
+        deleted = [*olds, *self.view.emptied] if self.options.delete else []
         kept = [] if self.options.delete else olds
         changed = bool(self.trims or self.recovered or deleted)
         return self._outcome(changed, after, self.verdicts, deleted=deleted, kept=kept)

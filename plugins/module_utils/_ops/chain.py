@@ -11,7 +11,7 @@ import os
 import typing as t
 
 from .._errors import BlockOpsError
-from .._image.snapshot_record import MERGED, remove_record
+from .._image.snapshot_record import remove_record
 from .._qmp.session import Session
 from . import snapshot_boot
 from ._outcome import Outcome
@@ -143,10 +143,7 @@ class _Work:
         }
 
     def _emptied(self) -> list[str]:
-        """Files that an earlier run merged and was not told to delete."""
-        if not self.options.delete:
-            return []
-        return [record.overlay for record in look(self.scene).loose if record.state == MERGED and record.stays]
+        return look(self.scene).emptied if self.options.delete else []
 
     def _tidied(self) -> list[str]:
         found = self._emptied()

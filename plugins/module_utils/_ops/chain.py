@@ -10,6 +10,7 @@ import dataclasses
 import os
 import typing as t
 
+from .._block.graph import Drive
 from .._errors import BlockOpsError
 from .._image.snapshot_record import remove_record
 from .._qmp.session import Session
@@ -85,14 +86,17 @@ class _Work:
         for merge in begun:
             picture = picture.after(merge)
         view = picture.view(self.view.directories)
-        drops = find_drops(self.options, self.scene.vm.name, picture.drives, view)
+        return begun + self._new(picture.drives, view, needs)
+
+    def _new(self, drives: t.Sequence[Drive], view: View, needs: Needs) -> list[Merge]:
+        drops = find_drops(self.options, self.scene.vm.name, drives, view)
         merges = [
             merge
-            for drive in picture.drives
+            for drive in drives
             for merge in plan_merges(self.options, self.scene.vm.name, drive, drops[drive.name], needs)
         ]
         require_space(merges, self.scene.vm.name)
-        return begun + merges
+        return merges
 
     async def execute(self, plan: list[Merge]) -> None:
         begun = [merge for merge in plan if merge.job in self.scene.vm.jobs]
@@ -103,13 +107,7 @@ class _Work:
             view = await asyncio.to_thread(look, self.scene)
             drives = [drive for drive in self.scene.vm.drives if drive.name in self.names]
             needs = await asyncio.to_thread(Needs, self.scene, view, drives)
-            drops = find_drops(self.options, self.scene.vm.name, drives, view)
-            plan = [
-                merge
-                for drive in drives
-                for merge in plan_merges(self.options, self.scene.vm.name, drive, drops[drive.name], needs)
-            ]
-            require_space(plan, self.scene.vm.name)
+            plan = self._new(drives, view, needs)
         for merge in plan:
             self.scene = await run_merge(self.scene, self.options, merge, self.done)
 
@@ -161,10 +159,9 @@ class _Work:
         result = vm_result(self.scene, drive_results(self.before, after, plan), **self._known())
         new = (merge for merge in plan if merge.job not in self.scene.vm.jobs)
         jobs = [command(merge, self.options, merge.drive.root) for merge in new]
-        doomed = [layer.file for merge in plan for layer in merge.dropped if layer.file in merge.doomed]
         result["commands"] = [job.to_result() for job in jobs]
-        result["deleted"] = [*doomed, *self._emptied()]
-        result["kept"] = [layer.file for merge in plan for layer in merge.dropped if layer.file not in merge.doomed]
+        result["deleted"] = [*(file for merge in plan for file in merge.deleted), *self._emptied()]
+        result["kept"] = [file for merge in plan for file in merge.kept]
         result["definition"] = rewriting.result(True)
         result["boot_drift"] = boot.drift(new_actives)
         changed = bool(plan or self.recovered or rewriting.needed or result["deleted"])

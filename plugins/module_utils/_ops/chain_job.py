@@ -249,12 +249,10 @@ async def _book(scene: Scene, merge: Merge, done: Done) -> None:
             # Ours, or given by -blockdev, it stays attached though nothing uses it. One QEMU opened itself is gone.
             with suppress(CommandFailed):
                 await scene.session.command("blockdev-del", node_name=layer.node)
-    for layer in merge.dropped:
-        if layer.file in merge.doomed:
-            await asyncio.to_thread(remove_overlay, layer.file)
-            done.deleted.append(layer.file)
-        else:
-            done.kept.append(layer.file)
+    for file in merge.deleted:
+        await asyncio.to_thread(remove_overlay, file)
+        done.deleted.append(file)
+    done.kept += merge.kept
     if last is not None:
         await asyncio.to_thread(last)
 

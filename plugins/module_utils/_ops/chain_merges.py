@@ -59,6 +59,15 @@ class Merge:
     def becomes_active(self) -> bool:
         return self.active_commit or (self.how != COMMIT and self.target.node == self.drive.active.node)
 
+    @property
+    def deleted(self) -> list[str]:
+        return [layer.file for layer in self.dropped if layer.file in self.doomed]
+
+    @property
+    def kept(self) -> list[str]:
+        """Files that leave the chain and stay where they are."""
+        return [layer.file for layer in self.dropped if layer.file not in self.doomed]
+
     def to_result(self) -> dict[str, t.Any]:
         return {
             "how": self.how,

@@ -48,8 +48,8 @@ def predicted(
     new = [merge for merge in merges if merge.job not in scene.vm.jobs]
     result = vm_result(scene, "external", "removed", [_drive(drop) for drop in drops], recovered=recovered)
     result.update(
-        deleted=[layer.file for merge in merges for layer in merge.dropped if layer.file in merge.doomed],
-        kept=[layer.file for merge in merges for layer in merge.dropped if layer.file not in merge.doomed],
+        deleted=[file for merge in merges for file in merge.deleted],
+        kept=[file for merge in merges for file in merge.kept],
         commands=[command(merge, chain_options(scene.options), merge.drive.root).to_result() for merge in new],
         definition=rewriting.result(True),
         boot_drift=boot.drift(actives(merges)),

@@ -224,6 +224,21 @@ def test_a_base_that_two_vms_share(chain: Chain, qemu_factory: QemuFactory) -> N
     chain.off()
 
 
+def test_a_base_that_two_drives_share(workdir: Path, qemu_factory: QemuFactory) -> None:
+    """Of one VM: to commit into it would change what the other drive shows."""
+    base = images.create(workdir / "base.qcow2", SIZE)
+    drives = []
+    for name in ("vda", "vdb"):
+        overlay = workdir / f"{name}.qcow2"
+        images.run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", overlay, str(SIZE))
+        drives.append(Drive(name, overlay))
+    chain = Chain(qemu_factory("vm", drives, paused=False), workdir)
+    chain.change()
+    error = chain.refused(base="base.qcow2", drives=["vda"])
+    assert error["kind"] == "ChainImageNeeded" and "vdb.qcow2" in error["message"]
+    chain.off()
+
+
 def test_while_a_backup_runs(chain: Chain) -> None:
     site = Site(chain.directory)
     chain.write("vda", 0, 100)

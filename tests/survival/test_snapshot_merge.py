@@ -22,6 +22,7 @@ from lab import images
 from lab.daemon import StorageDaemon
 from lab.fixtures import QemuFactory
 from lab.qemu import Qemu
+from support.chains import Chain
 from support.killer import Trap, prelude
 from support.module import start_module
 from support.points import Drive
@@ -84,7 +85,7 @@ def test_a_chain_of_forty(shots: Shots) -> None:
     assert vm_of(shots.call("s30", "absent"))["status"] == "absent"
     shots.write("vda", 101)
     # What was kept aside is based on what would change: it has to go first.
-    assert shots.refused("s20", "absent", "ImageNeeded", merge="commit")["users"].count("vda.s20.qcow2") == 1
+    assert shots.refused("s20", "absent", "ChainImageNeeded", merge="commit")["reasons"].count("vda.s20.qcow2") == 1
     for path in data["kept"]:
         os.unlink(path)
     order = names[:21]
@@ -149,9 +150,9 @@ def test_a_job_that_fails(workdir: Path, qemu_factory: QemuFactory, merge: str, 
         before = shots.state()
         result = shots.call("one", "absent", merge=merge, **where)
         error = vm_of(result)["error"]
-        assert error["kind"] == "MergeFailed", error
+        assert error["kind"] == "ChainJobFailed", error
         assert "vda" in error["message"] and merge in error["message"] and "Input/output" in error["message"]
-        assert ("no longer gone back to" in error["message"]) == (merge == "commit")
+        assert ("not gone back to" in error["message"]) == (merge == "commit")
         after = shots.state()
         assert after["nodes"] == before["nodes"] and after["active"] == before["active"]
         assert not shots.qemu.jobs() and not result.changed
@@ -183,7 +184,7 @@ def test_going_back_after_a_stream_that_failed(workdir: Path, qemu_factory: Qemu
         shots.write("vda", 50)
         shots.present("one", **where)
         shots.change()
-        assert vm_of(shots.call("one", "absent", merge="stream"))["error"]["kind"] == "MergeFailed"
+        assert vm_of(shots.call("one", "absent", merge="stream"))["error"]["kind"] == "ChainJobFailed"
         reconnect(shots)
         shots.reverted("one", discarded="delete", **where)
         shots.live()
@@ -233,7 +234,7 @@ def test_no_space(workdir: Path, qemu_factory: QemuFactory) -> None:
         filler = fill(small, 256 * KIB)
         running.process.send_signal(signal.SIGCONT)
         error = vm_of(running.finish())["error"]
-        assert error["kind"] == "MergeFailed" and "No space left" in error["message"]
+        assert error["kind"] == "ChainJobFailed" and "No space left" in error["message"]
         shots.live()
         shots.write("vda", 100)
         filler.unlink()
@@ -258,7 +259,7 @@ def test_a_job_that_takes_longer_than_allowed(shots: Shots, merge: str, middle: 
         shots.write("vda", 100)
     result = shots.call("one", "absent", merge=merge, job_timeout=0.5, bandwidth=128 * KIB)
     error = vm_of(result)["error"]
-    assert error["kind"] == "MergeUnfinished" and error["timeout"] == 0.5 and "vda" in error["message"]
+    assert error["kind"] == "ChainJobUnfinished" and error["timeout"] == 0.5 and "vda" in error["message"]
     (job,) = shots.qemu.jobs()
     assert job["id"] == error["job"] and job["status"] == "running"
     for name, state in (("three", "present"), ("two", "absent"), ("one", "reverted"), ("two", "reverted")):
@@ -291,9 +292,9 @@ def test_a_job_that_nobody_followed(shots: Shots, merge: str, middle: bool, lowe
         shots.present("two")
         shots.write("vda", 100)
     error = vm_of(shots.call("one", "absent", merge=merge, job_timeout=0.2, bandwidth=MIB))["error"]
-    assert error["kind"] == "MergeUnfinished"
+    assert error["kind"] == "ChainJobUnfinished"
     shots.qemu.command("block-job-set-speed", device=error["job"], speed=0)
-    ended = "null" if merge == "stream" else "concluded" if middle else "ready"
+    ended = "pending" if middle or merge == "stream" else "ready"
     shots.qemu.wait_event("JOB_STATUS_CHANGE", id=error["job"], status=ended)
     result = shots.call("one", "absent", merge=merge).ok()
     assert result.changed
@@ -311,6 +312,29 @@ def test_a_job_that_nobody_followed(shots: Shots, merge: str, middle: bool, lowe
     shots.live()
     assert not [name for name in shots.files() if name.endswith(".json")], shots.files()
     shots.off()
+
+
+@pytest.mark.parametrize("merge", ["commit", "stream"])
+def test_a_job_that_another_module_left(workdir: Path, qemu_factory: QemuFactory, merge: str) -> None:
+    """One way to merge: what a killed task of either module has begun, a task of the other one finishes."""
+    base = images.create(workdir / "base.qcow2", SIZE)
+    chain = Chain(qemu_factory("vm", [Drive("vda", base)], paused=False), workdir)
+    chain.grow(3)
+    drop: dict[str, t.Any] = {"name": "s1", "state": "absent", "merge": merge, "quiesce": "off", "vms": [chain.entry]}
+    start_module("qmp_snapshot", drop, prelude=prelude(Trap(label=f"after qmp block-{merge}"))).finish()
+    (job,) = chain.qemu.jobs()
+    data = chain.commit(keep=["s0", "s2"], merge="commit", delete=True)
+    assert not [each for each in data["commands"] if each["execute"] in ("block-commit", "block-stream")], job
+    assert len(chain.chain()) == 3
+    chain.judge_snapshots("s0", "s2")
+    trap = Trap(label=f"after qmp block-{merge}")
+    chain.run("qmp_block_commit", trap=trap, keep=["s2"], merge=merge, delete=True)
+    assert len(chain.qemu.jobs()) == 1
+    done = chain.absent("s0", merge=merge)
+    assert not [each for each in done["commands"] if each["execute"] in ("block-commit", "block-stream")]
+    chain.judge_snapshots("s2")
+    chain.live()
+    chain.off()
 
 
 def test_bandwidth(shots: Shots) -> None:
@@ -411,8 +435,8 @@ def test_a_linked_clone(shots: Shots, merge: str, based_on: str) -> None:
         shots.absent("two", merge="stream")  # copies vda.one up, and reads base only
         assert shots.chain() == ["vda.two.qcow2", "base.qcow2"]
     else:
-        error = shots.refused(name, "absent", "ImageNeeded", merge=merge)
-        assert str(clone) in error["users"] and error["image"] == str(below)
+        error = shots.refused(name, "absent", "ChainImageNeeded", merge=merge)
+        assert f"{below} is used by {clone}" in error["reasons"]
         clone.unlink()
         shots.absent(name, merge=merge)
     shots.live()
@@ -426,8 +450,8 @@ def test_an_image_that_another_process_has_open(shots: Shots) -> None:
     with (shots.directory / "base.qcow2").open("rb") as stream:
         reader = subprocess.Popen(["sleep", "60"], stdin=stream)
         try:
-            error = shots.refused("one", "absent", "ImageNeeded", merge="commit")
-            assert f"process {reader.pid}" in error["users"] and "sleep" in error["users"]
+            error = shots.refused("one", "absent", "ChainImageNeeded", merge="commit")
+            assert f"process {reader.pid}" in error["reasons"] and "sleep" in error["reasons"]
         finally:
             reader.kill()
             reader.wait()

@@ -37,7 +37,7 @@ class SnapshotRecord:
     was begun, so the snapshot is no longer what it was), ``streaming`` (``image`` is being copied into it), ``merged``
     (nothing needs the overlay any more); ``reverting`` (made to take the place of ``discards``, a branch to be
     discarded; ``running``: the guest ran before), ``discarded`` (of such a branch, kept aside).
-    ``job``: the one that commits it, if that is not the one named after it. ``stays``: when nothing needs the overlay
+    ``job``: the one that commits it, if QEMU does. ``stays``: when nothing needs the overlay
     any more, its file is left to the user.
     ``definition``: the files that were, or were to be, rewritten for this overlay, should it have to go again.
     ``created`` is UTC, ISO 8601. ``consistency`` as for backups: crash or filesystem.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .._errors import InputInvalid
 from .._repository.names import has_control_characters
+from .limits import wrong_limits
 
 _LONGEST_TAG = 1024
 _EXPERT = ("top", "none", "incremental", "bitmap")
@@ -91,16 +92,10 @@ def _out_of_range(options: BackupOptions) -> str | None:
     for tag in options.tags:
         if not tag or len(tag) > _LONGEST_TAG or has_control_characters(tag):
             return f"tags: {tag!r} is empty, longer than {_LONGEST_TAG} characters, or has control characters."
-    if options.bandwidth is not None and options.bandwidth < 1:
-        return "bandwidth must be at least 1 byte per second; omit it for no limit."
-    for name, seconds in (("timeout", options.timeout), ("freeze_timeout", options.freeze_timeout)):
-        if seconds <= 0:
-            return f"{name} must be more than 0 seconds, not {seconds:g}."
-    if options.job_timeout is not None and options.job_timeout < 0:
-        return f"job_timeout must not be negative, not {options.job_timeout:g}."
     if options.ownership.file_mode & 0o222:
         return f"file_mode {options.ownership.file_mode:04o} allows writing, but backups are never changed; omit w."
-    return None
+    times = {"timeout": options.timeout, "freeze_timeout": options.freeze_timeout}
+    return wrong_limits(times, options.job_timeout, options.bandwidth)
 
 
 def merged(entry: t.Sequence[str], general: t.Sequence[str]) -> tuple[str, ...]:

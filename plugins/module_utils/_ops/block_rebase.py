@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 import typing as t
 
 from .._errors import BlockOpsError
-from .._image.snapshot_record import MERGED
 from .._qmp.schema import read_schema
 from .._qmp.session import Session
 from . import snapshot_boot
@@ -21,12 +19,12 @@ from .block_rebase_plan import Planner
 from .block_rebase_swap import abandoned, run_trim, settle
 from .block_rebase_types import Done, Trim, TrimOptions, Verdict
 from .chain_report import Picture
+from .claim import act_on
 from .overlay import remove_overlay
-from .snapshot import claimed
 from .snapshot_options import Scene
 from .snapshot_recovery import recover
 from .snapshot_view import View, look, refuse_while_jobs_run, select
-from .vm import VmEntry, read_vm, session_for
+from .vm import VmEntry, read_vm
 
 _WHAT = "trimming images"
 
@@ -43,12 +41,7 @@ class RebaseVms:
         self._options = options.checked()
 
     async def __call__(self, params: dict[str, t.Any]) -> Outcome:
-        options, entry, started = self._options, VmEntry.from_params(params), time.monotonic()
-        async with session_for(entry, timeout=options.timeout, read_only=options.check_mode) as session:
-            with claimed(session):
-                outcome = await self._on(session, entry)
-        outcome.result["seconds"] = round(time.monotonic() - started, 3)
-        return outcome
+        return await act_on(VmEntry.from_params(params), self._options, self._on)
 
     async def _on(self, session: Session, entry: VmEntry) -> Outcome:
         vm = await read_vm(session, entry.name)
@@ -104,21 +97,15 @@ class _Work:
     async def execute(self) -> None:
         for trim in self.trims:
             self.scene = await run_trim(self.scene, self.options, trim, self.done)
-        for file in self._emptied():
+        for file in self.view.emptied if self.options.delete else ():
             await asyncio.to_thread(remove_overlay, file)
             self.done.deleted.append(file)
-
-    def _emptied(self) -> list[str]:
-        """Images that an earlier run replaced and was not told to delete."""
-        if not self.options.delete:
-            return []
-        return [record.overlay for record in self.view.loose if record.state == MERGED and record.stays]
 
     def predicted(self) -> Outcome:
         """What the same call without check mode would answer."""
         olds = [trim.layer.file for trim in self.trims]
         after = _after(self.before, self.trims)
-        deleted = [*olds, *self._emptied()] if self.options.delete else []
+        deleted = [*olds, *self.view.emptied] if self.options.delete else []
         kept = [] if self.options.delete else olds
         changed = bool(self.trims or self.recovered or deleted)
         return self._outcome(changed, after, self.verdicts, deleted=deleted, kept=kept)

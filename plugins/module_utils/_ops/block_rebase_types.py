@@ -17,6 +17,7 @@ from .._image.chain import Link
 from .._image.extents import own, total
 from .._image.snapshot_record import SnapshotRecord
 from .img_rebase_build import Build
+from .limits import wrong_limits
 from .snapshot_options import SnapshotOptions
 
 _TRIMMED = re.compile(r"(.*?)(?:\.trimmed(?:-[1-9]\d*)?)?", re.DOTALL)
@@ -46,10 +47,10 @@ class TrimOptions:
 
     def checked(self) -> TrimOptions:
         """These options, or InputInvalid when they cannot be meant."""
-        if self.min_gain < 1:
-            raise InputInvalid(message=f"min_gain must be at least 1 byte, not {self.min_gain}.")
-        if self.timeout <= 0:
-            raise InputInvalid(message=f"timeout must be more than 0 seconds, not {self.timeout:g}.")
+        reason = f"min_gain must be at least 1 byte, not {self.min_gain}." if self.min_gain < 1 else None
+        reason = reason or wrong_limits({"timeout": self.timeout})
+        if reason is not None:
+            raise InputInvalid(message=reason)
         return self
 
     def for_snapshots(self) -> SnapshotOptions:

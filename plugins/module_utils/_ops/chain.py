@@ -8,26 +8,26 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import time
 import typing as t
 
+from .._block.graph import Drive
 from .._errors import BlockOpsError
-from .._image.snapshot_record import MERGED, remove_record
+from .._image.snapshot_record import remove_record
 from .._qmp.session import Session
 from . import snapshot_boot
 from ._outcome import Outcome
 from .chain_job import Done, command, run_merge
-from .chain_merges import Merge, Needs, adopted, plan_merges, require_space
+from .chain_merges import Merge, Needs, actives, adopted, open_jobs, plan_merges, require_space
 from .chain_options import ChainOptions
 from .chain_report import Picture, drive_results, vm_result
 from .chain_select import find_drops
+from .claim import act_on
 from .overlay import remove_overlay
-from .snapshot import claimed
 from .snapshot_boot import BootFiles
 from .snapshot_options import Scene
 from .snapshot_recovery import recover
 from .snapshot_view import View, look, refuse_while_jobs_run, select
-from .vm import VmEntry, read_vm, session_for
+from .vm import VmEntry, read_vm
 
 _WHAT = "merging images"
 
@@ -39,12 +39,7 @@ class ChainVms:
         self._options = options.checked()
 
     async def __call__(self, params: dict[str, t.Any]) -> Outcome:
-        options, entry, started = self._options, VmEntry.from_params(params), time.monotonic()
-        async with session_for(entry, timeout=options.timeout, read_only=options.check_mode) as session:
-            with claimed(session):
-                outcome = await self._on(session, entry)
-        outcome.result["seconds"] = round(time.monotonic() - started, 3)
-        return outcome
+        return await act_on(VmEntry.from_params(params), self._options, self._on)
 
     async def _on(self, session: Session, entry: VmEntry) -> Outcome:
         vm = await read_vm(session, entry.name)
@@ -84,52 +79,37 @@ class _Work:
         begun = [
             found
             for drive in self.before.drives
-            for found in [adopted(self.options, drive, self._open_jobs(), needs)]
+            for found in [adopted(self.options, drive, open_jobs(self.scene), needs)]
             if found is not None
         ]
         picture = self.before
         for merge in begun:
             picture = picture.after(merge)
         view = picture.view(self.view.directories)
-        drops = find_drops(self.options, self.scene.vm.name, picture.drives, view)
+        return begun + self._new(picture.drives, view, needs)
+
+    def _new(self, drives: t.Sequence[Drive], view: View, needs: Needs) -> list[Merge]:
+        drops = find_drops(self.options, self.scene.vm.name, drives, view)
         merges = [
             merge
-            for drive in picture.drives
+            for drive in drives
             for merge in plan_merges(self.options, self.scene.vm.name, drive, drops[drive.name], needs)
         ]
         require_space(merges, self.scene.vm.name)
-        return begun + merges
-
-    def _open_jobs(self) -> set[str]:
-        return {job.id for job in self.scene.vm.jobs.values() if job.status not in ("concluded", "null")}
+        return merges
 
     async def execute(self, plan: list[Merge]) -> None:
         begun = [merge for merge in plan if merge.job in self.scene.vm.jobs]
         for merge in begun:
-            await self._run(merge)
+            self.scene = await run_merge(self.scene, self.options, merge, self.done)
         if begun:
             # What is left is planned anew: the images are not what they were.
             view = await asyncio.to_thread(look, self.scene)
             drives = [drive for drive in self.scene.vm.drives if drive.name in self.names]
             needs = await asyncio.to_thread(Needs, self.scene, view, drives)
-            drops = find_drops(self.options, self.scene.vm.name, drives, view)
-            plan = [
-                merge
-                for drive in drives
-                for merge in plan_merges(self.options, self.scene.vm.name, drive, drops[drive.name], needs)
-            ]
-            require_space(plan, self.scene.vm.name)
+            plan = self._new(drives, view, needs)
         for merge in plan:
-            await self._run(merge)
-
-    async def _run(self, merge: Merge) -> None:
-        boot = await snapshot_boot.look(self.scene)
-        rewriting = boot.plan(boot.moves(_actives([merge])))
-        await run_merge(self.scene, self.options, merge, rewriting, self.done)
-        known = {entry["path"] for entry in self.done.definition}
-        self.done.definition += [entry for entry in rewriting.result(False) if entry["path"] not in known]
-        vm = await read_vm(self.scene.session, self.scene.entry.name)
-        self.scene = dataclasses.replace(self.scene, vm=vm)
+            self.scene = await run_merge(self.scene, self.options, merge, self.done)
 
     async def outcome(self, error: BlockOpsError | None = None) -> Outcome:
         """Whatever came of it. Without an error the definition is put right also where nothing was merged."""
@@ -161,10 +141,7 @@ class _Work:
         }
 
     def _emptied(self) -> list[str]:
-        """Files that an earlier run merged and was not told to delete."""
-        if not self.options.delete:
-            return []
-        return [record.overlay for record in look(self.scene).loose if record.state == MERGED and record.stays]
+        return look(self.scene).emptied if self.options.delete else []
 
     def _tidied(self) -> list[str]:
         found = self._emptied()
@@ -177,22 +154,16 @@ class _Work:
         after = self.before
         for merge in plan:
             after = after.after(merge)
-        actives = _actives(plan)
-        rewriting = boot.plan(boot.moves(actives))
+        new_actives = actives(plan)
+        rewriting = boot.plan(boot.moves(new_actives))
         result = vm_result(self.scene, drive_results(self.before, after, plan), **self._known())
         new = (merge for merge in plan if merge.job not in self.scene.vm.jobs)
         jobs = [command(merge, self.options, merge.drive.root) for merge in new]
-        doomed = [layer.file for merge in plan for layer in merge.dropped if layer.file in merge.doomed]
         result["commands"] = [job.to_result() for job in jobs]
-        result["deleted"] = [*doomed, *self._emptied()]
-        result["kept"] = [layer.file for merge in plan for layer in merge.dropped if layer.file not in merge.doomed]
+        result["deleted"] = [*(file for merge in plan for file in merge.deleted), *self._emptied()]
+        result["kept"] = [file for merge in plan for file in merge.kept]
         result["definition"] = rewriting.result(True)
-        result["boot_drift"] = boot.drift(actives)
+        result["boot_drift"] = boot.drift(new_actives)
         changed = bool(plan or self.recovered or rewriting.needed or result["deleted"])
-        warnings = (*rewriting.warnings, *boot.warnings(actives, rewriting))
+        warnings = (*rewriting.warnings, *boot.warnings(new_actives, rewriting))
         return Outcome(changed, result, *rewriting.diff(self.before.text(), after.text()), warnings=warnings)
-
-
-def _actives(merges: t.Iterable[Merge]) -> dict[str, tuple[str, str]]:
-    """Drives whose active image changes, and the file and format it will be."""
-    return {merge.drive.name: (merge.target.file, merge.target.driver) for merge in merges if merge.active_commit}

@@ -20,15 +20,17 @@ from .._errors import BlockOpsError, CommandFailed, ImageInvalid
 from .._image.header import read_header
 from .._image.snapshot_record import MERGED, MERGING, STREAMING, remove_record, write_record
 from .._qmp.jobs import Job, Watch, cancel, watch
+from .._qmp.nodes import flush
 from .._qmp.session import Command
+from . import snapshot_boot
 from .chain_bitmaps import carrying
-from .chain_merges import Merge, record_of
+from .chain_merges import Merge, actives, record_of
 from .chain_options import ChainJobFailed, ChainJobStalled, ChainJobUnfinished, ChainOptions
 from .overlay import backing_name, remove_overlay
 from .snapshot_boot import Rewriting
 from .snapshot_options import Scene
-from .snapshot_recovery import inheritance, settled_down
-from .vm import read_drives, read_nodes
+from .snapshot_recovery_plan import inheritance, settled_down
+from .vm import read_drives, read_nodes, read_vm
 
 
 @dataclasses.dataclass
@@ -42,7 +44,10 @@ class Done:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def sentence(self) -> str:
-        return f" {len(self.merges)} merges before it are done." if self.merges else ""
+        if not self.merges:
+            return ""
+        names = ", ".join(dict.fromkeys(merge.drive.name for merge in self.merges))
+        return f" Done before it: {len(self.merges)} (drives {names})."
 
 
 def command(merge: Merge, options: ChainOptions, root: str) -> Command:
@@ -77,11 +82,21 @@ def _spelled(overlay: str, below: str) -> str:
     return os.path.relpath(below, os.path.dirname(overlay)) if relative else below
 
 
-async def run_merge(scene: Scene, options: ChainOptions, merge: Merge, rewriting: Rewriting, done: Done) -> None:
-    """Start or adopt the job, follow it to its end, and settle what it leaves.
+async def run_merge(scene: Scene, options: ChainOptions, merge: Merge, done: Done) -> Scene:
+    """Start or adopt the job, follow it to its end, and settle what it leaves. Answers the VM as it is then.
 
     :raise ChainJobFailed, ChainJobStalled, ChainJobUnfinished: and the chain is what it was.
     """
+    boot = await snapshot_boot.look(scene)
+    rewriting = boot.plan(boot.moves(actives([merge])))
+    await _run(scene, options, merge, rewriting, done)
+    done.merges.append(merge)
+    known = {entry["path"] for entry in done.definition}
+    done.definition += [entry for entry in rewriting.result(False) if entry["path"] not in known]
+    return dataclasses.replace(scene, vm=await read_vm(scene.session, scene.entry.name))
+
+
+async def _run(scene: Scene, options: ChainOptions, merge: Merge, rewriting: Rewriting, done: Done) -> None:
     started = merge.job not in scene.vm.jobs
     if started:
         # Before the first byte: from then on a commit has changed the image below, which must not be gone back to.
@@ -102,7 +117,6 @@ async def run_merge(scene: Scene, options: ChainOptions, merge: Merge, rewriting
         await _flush(scene, merge)
     rewriting.write()
     await _book(scene, merge, done)
-    done.merges.append(merge)
 
 
 def _announce(merge: Merge) -> None:
@@ -204,8 +218,7 @@ async def _flush(scene: Scene, merge: Merge) -> None:
     Images that become read-only are flushed by QEMU itself; a commit that is ready was, but not what came after that.
     """
     if merge.becomes_active:
-        line = f"qemu-io {merge.target.node} flush"  # there is no QMP command for it
-        await scene.session.command("human-monitor-command", command_line=line)
+        await flush(scene.session, merge.target.node)
 
 
 async def _ended(
@@ -236,12 +249,10 @@ async def _book(scene: Scene, merge: Merge, done: Done) -> None:
             # Ours, or given by -blockdev, it stays attached though nothing uses it. One QEMU opened itself is gone.
             with suppress(CommandFailed):
                 await scene.session.command("blockdev-del", node_name=layer.node)
-    for layer in merge.dropped:
-        if layer.file in merge.doomed:
-            await asyncio.to_thread(remove_overlay, layer.file)
-            done.deleted.append(layer.file)
-        else:
-            done.kept.append(layer.file)
+    for file in merge.deleted:
+        await asyncio.to_thread(remove_overlay, file)
+        done.deleted.append(file)
+    done.kept += merge.kept
     if last is not None:
         await asyncio.to_thread(last)
 

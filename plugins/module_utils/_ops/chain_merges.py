@@ -59,6 +59,15 @@ class Merge:
     def becomes_active(self) -> bool:
         return self.active_commit or (self.how != COMMIT and self.target.node == self.drive.active.node)
 
+    @property
+    def deleted(self) -> list[str]:
+        return [layer.file for layer in self.dropped if layer.file in self.doomed]
+
+    @property
+    def kept(self) -> list[str]:
+        """Files that leave the chain and stay where they are."""
+        return [layer.file for layer in self.dropped if layer.file not in self.doomed]
+
     def to_result(self) -> dict[str, t.Any]:
         return {
             "how": self.how,
@@ -83,11 +92,12 @@ class Needs:
     """Who else needs the images of a VM: files based on them, and processes that have them open. Looked up once."""
 
     def __init__(self, scene: Scene, view: View, drives: t.Sequence[Drive]) -> None:
-        layers = [layer for drive in drives for layer in drive.layers if layer.protocol == "file"]
-        self._own = {os.path.realpath(layer.file) for layer in layers}
-        self._own |= {os.path.realpath(file) for file in scene.gone}
         # Those that nothing needs any more need nothing.
-        self._own |= {os.path.realpath(record.overlay) for record in view.loose if record.state == MERGED}
+        gone = {*scene.gone, *(record.overlay for record in view.loose if record.state == MERGED)}
+        self._gone = {os.path.realpath(file) for file in gone}
+        # A base that two drives of the VM share is needed by the other one.
+        self._own = {layer.node: _files(drive) for drive in drives for layer in drive.layers}
+        layers = [layer for drive in drives for layer in drive.layers if layer.protocol == "file"]
         self._based = _overlays(view.directories)
         pid = scene.session.process.pid
         users = holders_of(layer.file for layer in layers)
@@ -97,10 +107,15 @@ class Needs:
         """Who else needs the image, as a sentence; ``None`` when nobody does."""
         if layer.protocol != "file":
             return None
-        based = [file for file in self._based.get(os.path.realpath(layer.file), ()) if file not in self._own]
+        own = self._own.get(layer.node, set()) | self._gone
+        based = [file for file in self._based.get(os.path.realpath(layer.file), ()) if file not in own]
         users = [f"process {user.pid} ({user.command})" for user in self._users.get(layer.file, ())]
         named = [f"{file}, which is based on it" for file in sorted(based)] + users
         return f"{layer.file} is used by {'; '.join(named)}" if named else None
+
+
+def _files(drive: Drive) -> set[str]:
+    return {os.path.realpath(layer.file) for layer in drive.layers if layer.protocol == "file"}
 
 
 def _overlays(directories: t.Iterable[str]) -> dict[str, set[str]]:
@@ -182,14 +197,29 @@ def _merge(drive: Drive, plan: ChainPlan, step: Step, doomed: t.Collection[str])
     )
 
 
-def adopted(options: ChainOptions, drive: Drive, jobs: t.Container[str], needs: Needs) -> Merge | None:
-    """The merge of this drive that a killed run has started, and that is not finished: its job tells the range."""
-    for top in range(len(drive.layers) - 1):
-        for base in range(top + 1, len(drive.layers)):
-            for how in (COMMIT, STREAM):
-                if job_name(drive, how, drive.layers[top], drive.layers[base]) in jobs:
-                    return _adopted(options, drive, Step(how, top, base, 0), needs)
+def adopted(
+    options: ChainOptions, drive: Drive, jobs: t.Container[str], needs: Needs, boundary: int | None = None
+) -> Merge | None:
+    """The merge of this drive that a killed run has started, and that is not finished: its job tells the range.
+
+    ``boundary``: only one that drops this boundary and no other.
+    """
+    every = ((top, base) for top in range(len(drive.layers) - 1) for base in range(top + 1, len(drive.layers)))
+    for top, base in every if boundary is None else ((boundary - 1, boundary),):
+        for how in (COMMIT, STREAM):
+            if job_name(drive, how, drive.layers[top], drive.layers[base]) in jobs:
+                return _adopted(options, drive, Step(how, top, base, 0), needs)
     return None
+
+
+def open_jobs(scene: Scene) -> set[str]:
+    """Those that have not ended."""
+    return {job.id for job in scene.vm.jobs.values() if job.status not in ("concluded", "null")}
+
+
+def actives(merges: t.Iterable[Merge]) -> dict[str, tuple[str, str]]:
+    """Drives whose active image changes, and the file and format it will be."""
+    return {merge.drive.name: (merge.target.file, merge.target.driver) for merge in merges if merge.active_commit}
 
 
 def _adopted(options: ChainOptions, drive: Drive, step: Step, needs: Needs) -> Merge:

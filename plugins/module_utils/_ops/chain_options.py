@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .._block.graph import Drive
 from .._errors import BlockOpsError, InputInvalid
+from .limits import wrong_limits
 from .snapshot_options import SnapshotOptions
 
 COMMIT, STREAM = "commit", "stream"
@@ -121,13 +122,7 @@ def _wrong(options: ChainOptions) -> str | None:
         return "base is the image below the lowest one that is streamed, bottom that one itself: give one of them."
     if options.max_depth is not None and options.max_depth < 1:
         return f"max_depth must be at least 1, not {options.max_depth}."
-    if options.bandwidth is not None and options.bandwidth < 1:
-        return "bandwidth must be at least 1 byte per second; omit it for no limit."
-    if options.timeout <= 0:
-        return f"timeout must be more than 0 seconds, not {options.timeout:g}."
-    if options.job_timeout is not None and options.job_timeout < 0:
-        return f"job_timeout must not be negative, not {options.job_timeout:g}."
-    return None
+    return wrong_limits({"timeout": options.timeout}, options.job_timeout, options.bandwidth)
 
 
 def files_of(drive: Drive, first: int, last: int) -> str:

@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import typing as t
 
 from .._block.graph import Bitmap, Drive
 from .._errors import BlockOpsError, CommandFailed
 from .._qmp.session import Command, Session
 from ._outcome import Outcome
+from .claim import act_on
 from .dirty_bitmap_plan import ABSENT, MERGED, BitmapOptions, Change, below, plan
-from .snapshot import claimed
 from .snapshot_options import Scene
 from .snapshot_view import select
-from .vm import VmEntry, read_vm, session_for
+from .vm import VmEntry, read_vm
 
 _WHAT = "changing dirty bitmaps"
 
@@ -41,13 +40,8 @@ class DirtyBitmapVms:
         self._options = options.checked()
 
     async def __call__(self, params: dict[str, t.Any]) -> Outcome:
-        options, entry, started = self._options, VmEntry.from_params(params), time.monotonic()
-        async with session_for(entry, timeout=options.timeout, read_only=options.check_mode) as session:
-            # A snapshot taken meanwhile would leave a new bitmap on an image that the guest no longer writes to.
-            with claimed(session):
-                outcome = await self._on(session, entry)
-        outcome.result["seconds"] = round(time.monotonic() - started, 3)
-        return outcome
+        # Alone: a snapshot taken meanwhile would leave a new bitmap on an image that the guest no longer writes to.
+        return await act_on(VmEntry.from_params(params), self._options, self._on)
 
     async def _on(self, session: Session, entry: VmEntry) -> Outcome:
         options = self._options

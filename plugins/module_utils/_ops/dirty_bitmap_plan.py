@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from .._block.graph import Bitmap, Drive, Layer
 from .._block.names import is_ours
 from .._errors import BlockOpsError, InputInvalid
+from .limits import wrong_limits
 from .snapshot_options import SnapshotOptions
 
 PRESENT, ABSENT, ENABLED, DISABLED = "present", "absent", "enabled", "disabled"
@@ -123,9 +124,7 @@ def _wrong(options: BitmapOptions) -> str | None:
         return "state=merged needs sources, the bitmaps to merge."
     if any(source.drive and source.node for source in options.sources):
         return "sources: drive and node both say where a bitmap is; give one of them."
-    if options.timeout <= 0:
-        return f"timeout must be more than 0 seconds, not {options.timeout:g}."
-    return None
+    return wrong_limits({"timeout": options.timeout})
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from .._image.users import holders_of
 from .._repository.names import is_backup_id
 from .._repository.store import Repository
 from .._unix import is_claimed
+from .claim import claim_name
 from .cold_boot import Drift
 from .doctor_images import is_file, on_disk, same_host_files, space
 from .doctor_qemu import inside_qemu
 from .doctor_strays import beside
 from .doctor_types import Finding, sorted_findings
-from .snapshot import claim_name
 from .snapshot_options import Scene
-from .snapshot_recovery import Recovery, RevertInterrupted, plan
+from .snapshot_recovery_plan import Recovery, RevertInterrupted, plan
 from .snapshot_view import View, look
 
 

@@ -29,14 +29,14 @@ from .img_snapshot_types import (
     ABSENT,
     APPLIED,
     PRESENT,
-    BitmapsInTheWay,
     ImageHasDependents,
-    SnapshotAmbiguous,
-    SnapshotMissing,
     SnapshotRequest,
+    ambiguous,
     in_use,
+    missing,
     refuse_in_use,
 )
+from .snapshot_errors import BitmapsInTheWay
 
 Entry = dict[str, t.Any]
 
@@ -114,9 +114,10 @@ def plan_internal(state: State, request: SnapshotRequest) -> Plan:
         return Plan()
     if not named:
         known = ", ".join(entry["name"] for entry in state.snapshots) or "none"
-        raise SnapshotMissing(image=state.image, type="internal", name=request.name, known=known)
+        raise missing(state.image, request, known)
     if len(named) > 1:
-        raise SnapshotAmbiguous(image=state.image, name=request.name, ids=", ".join(entry["id"] for entry in named))
+        ids, way_out = ", ".join(entry["id"] for entry in named), ": qemu-img snapshot -d takes the first"
+        raise ambiguous(state.image, request, ids, way_out)
     if request.state == ABSENT:
         return Plan("delete", request.name)
     return Plan() if named[0]["id"] in state.at else _plan_apply(state, named[0], request)
@@ -127,7 +128,8 @@ def _plan_apply(state: State, snapshot: Entry, request: SnapshotRequest) -> Plan
         raise ImageHasDependents(image=state.image, doing="taken back", dependents=", ".join(state.dependents))
     foreign = [name for name in state.bitmaps if not is_ours(name)]
     if foreign and request.remove_bitmaps != "all":
-        raise BitmapsInTheWay(image=state.image, bitmaps=", ".join(foreign))
+        about = {"of": state.image, "image": state.image, "way_out": "remove_bitmaps=all does it"}
+        raise BitmapsInTheWay(bitmaps=", ".join(foreign), **about)
     warnings = []
     if snapshot["vm_state_size"]:
         warnings.append(f"Snapshot {request.name} has the memory of the VM in it; only its disk was applied.")

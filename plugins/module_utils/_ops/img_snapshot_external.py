@@ -30,11 +30,11 @@ from .img_snapshot_swap import Swap, free_name, recover, swap
 from .img_snapshot_types import (
     DELETE,
     ImageHasDependents,
-    SnapshotAmbiguous,
-    SnapshotMissing,
     SnapshotRequest,
     SnapshotUnsupported,
+    ambiguous,
     in_use,
+    missing,
     refuse_in_use,
 )
 
@@ -102,10 +102,10 @@ def _find(request: SnapshotRequest) -> Found:
     ]
     if not matching:
         known = ", ".join(record.name for record in records if record) or "none"
-        raise SnapshotMissing(image=request.path, type="external", name=request.name, known=known)
+        raise missing(request.path, request, known)
     if len(matching) > 1:
         overlays = ", ".join(found.record.overlay for found in matching)
-        raise SnapshotAmbiguous(image=request.path, name=request.name, ids=overlays)
+        raise ambiguous(request.path, request, overlays, ", with their records")
     return matching[0]
 
 

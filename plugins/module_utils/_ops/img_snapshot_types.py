@@ -10,19 +10,10 @@ from dataclasses import asdict, dataclass
 from .._errors import BlockOpsError, ImageInUse
 from .._image import qemu_img
 from .._image.users import Holder, holders
+from .snapshot_errors import SnapshotAmbiguous, SnapshotMissing
 
 PRESENT, ABSENT, APPLIED = "present", "absent", "applied"
 KEEP, DELETE = "keep", "delete"
-
-
-class SnapshotMissing(BlockOpsError):
-    template = "The image {image} has no {type} snapshot {name}; it has: {known}."
-    advice = "Nothing was changed."
-
-
-class SnapshotAmbiguous(BlockOpsError):
-    template = "The name {name} stands for more than one snapshot of {image} (ids {ids})."
-    advice = "Nothing was changed. Remove those that are not wanted by hand: qemu-img snapshot -d takes the first."
 
 
 class SnapshotUnsupported(BlockOpsError):
@@ -33,11 +24,6 @@ class SnapshotUnsupported(BlockOpsError):
 class ImageHasDependents(BlockOpsError):
     template = "{image} was not {doing}, because other images are based on it: {dependents}."
     advice = "Nothing was changed. They would be destroyed by it; remove or rebase them first."
-
-
-class BitmapsInTheWay(BlockOpsError):
-    template = "{image} has dirty bitmaps that this collection did not make ({bitmaps}); QEMU applies no snapshot then."
-    advice = "Nothing was changed. With remove_bitmaps=all they go; who made them then needs a full backup."
 
 
 @dataclass(frozen=True)
@@ -52,6 +38,16 @@ class SnapshotRequest:
     remove_bitmaps: str = "ours"
     directories: tuple[str, ...] = ()
     check_mode: bool = False
+
+
+def missing(image: str, request: SnapshotRequest, known: str) -> SnapshotMissing:
+    about = {"of": f"The image {image}", "image": image, "type": request.type, "snapshot": request.name}
+    return SnapshotMissing(where="", known=known, **about)
+
+
+def ambiguous(image: str, request: SnapshotRequest, ids: str, way_out: str) -> SnapshotAmbiguous:
+    about = {"of": f"The image {image}", "image": image, "snapshot": request.name}
+    return SnapshotAmbiguous(ids=ids, way_out=way_out, **about)
 
 
 def refuse_in_use(path: str) -> None:

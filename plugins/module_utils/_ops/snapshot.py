@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
-import errno
-import time
 import typing as t
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
-from .._errors import BlockOpsError, InputInvalid
+from .._errors import InputInvalid
 from .._guest.guard import ThawGuard
 from .._qmp.session import Session
-from .._unix import Claim
 from . import snapshot_external, snapshot_internal, snapshot_memory, snapshot_recovered
 from ._outcome import Outcome
+from .claim import act_on
 from .rendezvous import Rendezvous
-from .snapshot_options import Scene, SnapshotMissing, SnapshotOptions
-from .vm import VmEntry, read_vm, session_for
+from .snapshot_errors import SnapshotMissing
+from .snapshot_options import Scene, SnapshotOptions
+from .vm import VmEntry, read_vm
 
 # In the order in which a name is looked for when no type is given.
 _KINDS: dict[str, t.Any] = {
@@ -26,11 +25,6 @@ _KINDS: dict[str, t.Any] = {
     "internal": snapshot_internal,
     "memory": snapshot_memory,
 }
-
-
-class VmClaimed(BlockOpsError):
-    template = "Another task changes the snapshots of the VM at {socket} at this moment."
-    advice = "Nothing was touched. Run again when it has ended."
 
 
 class SnapshotVms:
@@ -49,13 +43,8 @@ class SnapshotVms:
     async def __call__(self, params: dict[str, t.Any]) -> Outcome:
         entry = VmEntry.from_params(params)
         member = self._group.member(entry.name or entry.socket) if self._group else nullcontext()
-        started = time.monotonic()
         with member:
-            async with session_for(entry, timeout=self._options.timeout, read_only=self._options.check_mode) as session:
-                with claimed(session):
-                    outcome = await self._on(session, entry)
-        outcome.result["seconds"] = round(time.monotonic() - started, 3)
-        return outcome
+            return await act_on(entry, self._options, self._on)
 
     async def _on(self, session: Session, entry: VmEntry) -> Outcome:
         options = self._options
@@ -72,6 +61,7 @@ class SnapshotVms:
         if kind is None:
             known = sorted({name for module in _KINDS.values() for name in await module.names(scene)})
             raise SnapshotMissing(
+                of=f"VM {vm.name}",
                 vm=vm.name,
                 snapshot=options.name,
                 type="external, internal or memory",
@@ -93,26 +83,3 @@ async def _kind_of(scene: Scene) -> str | None:
         kinds = " and ".join(having)
         raise InputInvalid(message=f"VM {scene.vm.name} has {kinds} snapshots named {scene.options.name}; say type.")
     return having[0] if having else None
-
-
-def claim_name(pid: int) -> str:
-    """Of the claim on the snapshots and chains of the QEMU process ``pid``."""
-    return f"snapshot/{pid}"
-
-
-@contextmanager
-def claimed(session: Session) -> t.Iterator[None]:
-    """One change at a time: a VM with two monitors could be worked on by two tasks. Looking needs no claim."""
-    if session.read_only or session.process.pid <= 0:
-        yield
-        return
-    try:
-        claim = Claim(claim_name(session.process.pid))
-    except OSError as exc:
-        if exc.errno != errno.EADDRINUSE:
-            raise
-        raise VmClaimed(socket=session.path) from exc
-    try:
-        yield
-    finally:
-        claim.close()

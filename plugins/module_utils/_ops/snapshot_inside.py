@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from .._block.graph import Drive, InternalSnapshot
 from .._errors import BlockOpsError
-from .snapshot_options import DriveUnsuited, Scene, SnapshotIncomplete, SnapshotMissing
+from .snapshot_errors import SnapshotAmbiguous, SnapshotMissing
+from .snapshot_options import DriveUnsuited, Scene, SnapshotIncomplete
 from .snapshot_report import drive_result
 from .snapshot_view import Selection, select
 from .vm import Vm
@@ -27,14 +28,6 @@ class SnapshotNameTaken(BlockOpsError):
 class SnapshotNameNumeric(BlockOpsError):
     template = "{snapshot} cannot be the name of a snapshot inside an image: QEMU would take it for a snapshot's id."
     advice = "Nothing was touched. Choose a name with something else than digits in it."
-
-
-class SnapshotAmbiguous(BlockOpsError):
-    template = "The image {image} of drive {drive} of VM {vm} has several snapshots for the name {snapshot} ({ids})."
-    advice = (
-        "Nothing was touched. Another tool made them; remove those that are not wanted by their ids, with QEMU's "
-        "blockdev-snapshot-delete-internal-sync."
-    )
 
 
 class SnapshotNotRemoved(BlockOpsError):
@@ -158,7 +151,9 @@ def refuse_ids(scene: Scene, held: t.Iterable[Holding]) -> None:
 def _ambiguous(scene: Scene, drive: Drive, snapshots: list[InternalSnapshot]) -> SnapshotAmbiguous:
     ids = ", ".join(snapshot.id for snapshot in snapshots)
     about = {"vm": scene.vm.name, "drive": drive.name, "image": drive.active.file, "snapshot": scene.options.name}
-    return SnapshotAmbiguous(ids=ids, **about)
+    of = f"The image {drive.active.file} of drive {drive.name} of VM {scene.vm.name}"
+    way_out = " by their ids, with QEMU's blockdev-snapshot-delete-internal-sync"
+    return SnapshotAmbiguous(of=of, ids=ids, way_out=way_out, **about)
 
 
 def there(scene: Scene, kind: str, chosen: t.Sequence[Drive]) -> list[Holding]:
@@ -195,7 +190,9 @@ def missing(scene: Scene, kind: str) -> SnapshotMissing:
     below = below_active(scene)
     where = f" in an active image (only in {', '.join(below)}, below an external snapshot, which has to go first)"
     known = ", ".join(sorted(names_of(vm, kind))) or "none"
-    return SnapshotMissing(vm=vm.name, snapshot=name, type=kind, where=where if below else "", known=known)
+    return SnapshotMissing(
+        of=f"VM {vm.name}", vm=vm.name, snapshot=name, type=kind, where=where if below else "", known=known
+    )
 
 
 def below_active(scene: Scene) -> list[str]:

@@ -17,6 +17,7 @@ from .._errors import BlockOpsError, CommandTimedOut
 from .._qmp.nodes import remove_bitmaps
 from . import snapshot_inside as common
 from ._outcome import Outcome
+from .snapshot_errors import BitmapsInTheWay
 from .snapshot_inside import MEMORY, Holding
 from .snapshot_job import job_command, run_job, tidied
 from .snapshot_options import ResetNotAllowed, Scene
@@ -27,11 +28,6 @@ from .snapshot_view import refuse_while_jobs_run
 _CRASHED = ("guest-panicked", "io-error", "watchdog", "restore-vm")
 # These, QEMU lets go on only after a reset.
 _ENDED = ("shutdown", "internal-error")
-
-
-class BitmapsInTheWay(BlockOpsError):
-    template = "Drive {drive} of VM {vm} has dirty bitmaps of another tool ({bitmaps}), with which QEMU cannot go back."
-    advice = "Nothing was touched. Remove them (block-dirty-bitmap-remove); that tool then needs a full backup."
 
 
 class MemoryNotLoaded(BlockOpsError):
@@ -104,8 +100,9 @@ def _bitmaps(scene: Scene, held: t.Iterable[Holding]) -> list[tuple[str, str]]:
         image = holding.drive.active
         foreign = [bitmap.name for bitmap in image.bitmaps if not is_ours(bitmap.name)]
         if foreign:
-            lists = ", ".join(sorted(foreign))
-            raise BitmapsInTheWay(vm=scene.vm.name, drive=holding.drive.name, bitmaps=lists)
+            about = {"vm": scene.vm.name, "drive": holding.drive.name, "bitmaps": ", ".join(sorted(foreign))}
+            of = f"Drive {holding.drive.name} of VM {scene.vm.name}"
+            raise BitmapsInTheWay(of=of, way_out="block-dirty-bitmap-remove", **about)
         doomed += [(image.node, bitmap.name) for bitmap in image.bitmaps]
     return doomed
 

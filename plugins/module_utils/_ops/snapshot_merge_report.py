@@ -5,40 +5,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
 
+from .._errors import BlockOpsError
 from .._image.snapshot_record import MERGING, PRESENT, STREAMING
 from ._outcome import Outcome
+from .chain_job import Done, command
+from .chain_merges import Merge, actives
 from .snapshot_boot import BootFiles, Rewriting
-from .snapshot_merge_plan import Merge
+from .snapshot_merge_plan import Drop, chain_options
 from .snapshot_options import Scene
 from .snapshot_report import Chains, chains, drive_result, vm_result
 from .snapshot_view import View
-
-
-@dataclasses.dataclass
-class Done:
-    """What has happened so far, also when something fails after it."""
-
-    drives: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
-    deleted: list[str] = dataclasses.field(default_factory=list)
-    kept: list[str] = dataclasses.field(default_factory=list)
-    definition: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
-    warnings: list[str] = dataclasses.field(default_factory=list)
-
-    def sentence(self) -> str:
-        names = ", ".join(drive["name"] for drive in self.drives)
-        return f" Drives already merged: {names}." if names else ""
-
-
-def actives(merges: t.Iterable[Merge]) -> dict[str, tuple[str, str]]:
-    """Drives whose active image changes, and the file and format it will be."""
-    return {
-        merge.placed.drive.name: (merge.placed.image.file, merge.placed.image.driver)
-        for merge in merges
-        if merge.active_commit
-    }
 
 
 def nothing(scene: Scene, view: View, boot: BootFiles, recovered: list[str]) -> Outcome:
@@ -64,43 +42,52 @@ def orphans(scene: Scene, view: View) -> t.Iterator[str]:
 
 
 def predicted(
-    scene: Scene, merges: list[Merge], boot: BootFiles, rewriting: Rewriting, before: Chains, recovered: list[str]
+    scene: Scene, drops: t.Sequence[Drop], boot: BootFiles, rewriting: Rewriting, before: Chains, recovered: list[str]
 ) -> Outcome:
-    result = vm_result(scene, "external", "removed", [merged_drive(merge) for merge in merges], recovered=recovered)
+    merges = [drop.merge for drop in drops]
+    new = [merge for merge in merges if merge.job not in scene.vm.jobs]
+    result = vm_result(scene, "external", "removed", [_drive(drop) for drop in drops], recovered=recovered)
     result.update(
-        deleted=[merge.doomed for merge in merges if merge.doomed is not None],
-        kept=[merge.left for merge in merges if merge.left is not None],
-        commands=[merge.command.to_result() for merge in merges],
+        deleted=[file for merge in merges for file in merge.deleted],
+        kept=[file for merge in merges for file in merge.kept],
+        commands=[command(merge, chain_options(scene.options), merge.drive.root).to_result() for merge in new],
         definition=rewriting.result(True),
         boot_drift=boot.drift(actives(merges)),
     )
-    after = {merge.placed.drive.name: _files_after(merge) for merge in merges}
+    after = {merge.drive.name: _files_after(merge) for merge in merges}
     return Outcome(True, result, *rewriting.diff(before, after), warnings=rewriting.warnings)
 
 
 def _files_after(merge: Merge) -> list[str]:
-    gone = merge.placed.overlay if merge.how == "commit" else merge.placed.image
-    return [layer.file for layer in merge.placed.drive.layers if layer is not gone]
+    return [layer.file for layer in merge.drive.layers if layer not in merge.dropped]
+
+
+def failed(scene: Scene, drops: t.Iterable[Drop], done: Done, recovered: list[str], error: BlockOpsError) -> Outcome:
+    """The drives that were merged before it are."""
+    drives = [_drive(drop) for drop in drops if drop.merge in done.merges]
+    result = vm_result(scene, "external", "present", drives, recovered=recovered)
+    result.update(deleted=done.deleted, kept=done.kept, definition=done.definition)
+    return Outcome(bool(drives or recovered), result, warnings=tuple(done.warnings), error=error)
 
 
 def report(
-    scene: Scene, before: Chains, done: Done, recovered: list[str], boot: BootFiles, rewriting: Rewriting
+    scene: Scene,
+    drops: t.Iterable[Drop],
+    before: Chains,
+    done: Done,
+    recovered: list[str],
+    boot: BootFiles,
+    rewriting: Rewriting,
 ) -> Outcome:
-    result = vm_result(scene, "external", "removed", done.drives, recovered=recovered)
+    result = vm_result(scene, "external", "removed", [_drive(drop) for drop in drops], recovered=recovered)
     result.update(deleted=done.deleted, kept=done.kept, definition=done.definition, boot_drift=boot.drift({}))
     after = chains(drive for drive in scene.vm.drives if drive.name in before)
     warnings = (*done.warnings, *rewriting.warnings, *boot.warnings({}, rewriting))
     return Outcome(True, result, *rewriting.diff(before, after), warnings=warnings)
 
 
-def merged_drive(merge: Merge) -> dict[str, t.Any]:
-    placed = merge.placed
-    node = placed.image.node if merge.active_commit else placed.drive.active.node
-    return drive_result(
-        placed.drive,
-        placed.image.file,
-        overlay=placed.overlay.file,
-        node=node,
-        merge=merge.how,
-        bytes_=merge.bytes_bound,
-    )
+def _drive(drop: Drop) -> dict[str, t.Any]:
+    placed, merge = drop.placed, drop.merge
+    node = merge.target.node if merge.active_commit else placed.drive.active.node
+    files = {"image": placed.image.file, "overlay": placed.overlay.file}
+    return drive_result(placed.drive, node=node, merge=merge.how, bytes_=merge.data, **files)

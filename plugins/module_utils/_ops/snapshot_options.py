@@ -11,6 +11,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._errors import BlockOpsError, InputInvalid
+from .limits import wrong_limits
 
 if t.TYPE_CHECKING:
     from .._guest.guard import ThawGuard
@@ -30,11 +31,6 @@ class SnapshotFailed(BlockOpsError):
     advice = "Nothing has changed: the VM runs on the images it had, and what was prepared was removed."
 
 
-class SnapshotMissing(BlockOpsError):
-    template = "VM {vm} has no {type} snapshot {snapshot}{where}; it has: {known}."
-    advice = "Nothing was touched."
-
-
 class SnapshotIncomplete(BlockOpsError):
     template = "VM {vm} has snapshot {snapshot} on {has}, but not on {lacks}."
     advice = "Nothing was touched. Choose another name, choose the drives by the option drives, or remove it first."
@@ -49,7 +45,10 @@ class DriveUnsuited(BlockOpsError):
 
 class JobsRunning(BlockOpsError):
     template = "VM {vm} has block jobs that have not ended ({jobs}), and {what} changes the images they work on."
-    advice = "Nothing was touched. Wait for them, or cancel them (a backup: qmp_drive_backup, state=cancelled)."
+    advice = (
+        "Nothing was touched. Wait for them, or cancel them (a backup: qmp_drive_backup, state=cancelled). One of ours "
+        "that is ready or pending was left by a run that was killed: the same task again finishes it."
+    )
 
 
 class ResetNotAllowed(BlockOpsError):
@@ -104,14 +103,8 @@ def _wrong(options: SnapshotOptions) -> str | None:
         return f"overlay_name: {options.overlay_name!r} lacks {{drive}}, so two drives would share one file."
     if options.overlay_directory is not None and not os.path.isabs(options.overlay_directory):
         return f"overlay_directory: {options.overlay_directory!r} is not an absolute path."
-    if options.bandwidth is not None and options.bandwidth < 1:
-        return "bandwidth must be at least 1 byte per second; omit it for no limit."
-    for name, seconds in (("timeout", options.timeout), ("freeze_timeout", options.freeze_timeout)):
-        if seconds <= 0:
-            return f"{name} must be more than 0 seconds, not {seconds:g}."
-    if options.job_timeout is not None and options.job_timeout < 0:
-        return f"job_timeout must not be negative, not {options.job_timeout:g}."
-    return None
+    times = {"timeout": options.timeout, "freeze_timeout": options.freeze_timeout}
+    return wrong_limits(times, options.job_timeout, options.bandwidth)
 
 
 def _wrong_name(options: SnapshotOptions) -> str | None:

@@ -12,7 +12,8 @@ from .._qmp.session import Command
 from . import snapshot_boot
 from ._outcome import Outcome
 from .snapshot_options import Scene
-from .snapshot_recovery import Recovery, plan, recover
+from .snapshot_recovery import recover
+from .snapshot_recovery_plan import Recovery, plan
 from .snapshot_report import vm_result
 from .snapshot_view import look
 

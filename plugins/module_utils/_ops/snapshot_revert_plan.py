@@ -15,7 +15,8 @@ from .._image.dependents import dependents
 from .._image.snapshot_record import MERGING, REVERTING, read_record
 from .._image.users import holders
 from .overlay import Overlay, plan_overlay
-from .snapshot_options import DriveUnsuited, Scene, SnapshotIncomplete, SnapshotMissing
+from .snapshot_errors import SnapshotMissing
+from .snapshot_options import DriveUnsuited, Scene, SnapshotIncomplete
 from .snapshot_view import Placed, View, is_firmware
 
 WHAT = "going back to a snapshot while QEMU runs"
@@ -57,7 +58,8 @@ def targets(scene: Scene, view: View) -> list[Placed]:
     if not found:
         where = f" on {', '.join(wanted)}" if wanted else ""
         known = ", ".join(sorted(view.names)) or "none"
-        raise SnapshotMissing(vm=vm.name, snapshot=options.name, type="external", where=where, known=known)
+        about = {"of": f"VM {vm.name}", "vm": vm.name, "snapshot": options.name, "type": "external"}
+        raise SnapshotMissing(where=where, known=known, **about)
     chosen = set(wanted) or {
         drive.name
         for drive in vm.drives

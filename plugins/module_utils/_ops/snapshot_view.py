@@ -10,7 +10,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._block.graph import Drive, Layer
-from .._image.snapshot_record import SnapshotRecord, read_record, records_in
+from .._image.snapshot_record import MERGED, SnapshotRecord, read_record, records_in
 from .snapshot_options import DriveUnsuited, JobsRunning, Scene
 from .vm import Vm
 
@@ -63,6 +63,11 @@ class View:
     @property
     def names(self) -> set[str]:
         return {placed.record.name for placed in self.placed}
+
+    @property
+    def emptied(self) -> list[str]:
+        """Overlays that an earlier run merged or replaced, and was not told to delete."""
+        return [record.overlay for record in self.loose if record.state == MERGED and record.stays]
 
 
 def look(scene: Scene) -> View:

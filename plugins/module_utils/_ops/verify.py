@@ -32,6 +32,7 @@ from .._repository.verified import (
     write_record,
 )
 from ._outcome import Outcome
+from .backup_proof import together
 from .verify_checks import Proofs
 from .verify_command import Overlay, command_line
 from .verify_drill import boot, refuse_unbootable
@@ -120,13 +121,9 @@ async def _all(request: VerifyRequest, plan: t.Sequence[Target | Refused], guard
         async with room:
             return await _verified(request, item, proofs, guard)
 
-    tasks = [asyncio.ensure_future(one(item)) for item in plan]
     try:
-        return list(await asyncio.gather(*tasks))
+        return await together(one(item) for item in plan)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await proofs.close()
 
 

@@ -4,7 +4,7 @@
 """The only waiter: follows block jobs to their end, by events and, against a lost event, by looking now and then.
 
 Jobs are started with ``auto-dismiss: false``, so that a result outlives the client that started them; whoever has
-made use of the result dismisses them. Streams are not (see _ops/snapshot_merge_plan): they go by themselves, and what
+made use of the result dismisses them. Streams are not (see _ops/chain_job): they go by themselves, and what
 is known of them then is the error that their event told, if it was heard.
 """
 
@@ -118,15 +118,12 @@ class Watch:
                 return jobs
             await self._next_event(set(ids), left)
 
-    async def until_ready(self, job_id: str, deadline: float | None) -> Job | None:
-        """Wait until a job that ends only when it is told to (an active commit, a mirror) is ready, or has ended.
-
-        Answers its state then, or at the deadline; ``None`` when QEMU no longer knows it.
-        """
-        return await self.until_stage(job_id, deadline, "ready")
-
     async def until_stage(self, job_id: str, deadline: float | None, *stages: str) -> Job | None:
-        """As ``until_ready``, for any stage (``pending``: its work is done, and it waits for job-finalize)."""
+        """Wait until a job that ends only when it is told to is at such a stage, or has ended.
+
+        ``ready``: an active commit, a mirror; ``pending``: its work is done, and it waits for job-finalize. Answers its
+        state then, or at the deadline; ``None`` when QEMU no longer knows it.
+        """
         while True:
             job = (await read_jobs(self._session)).get(job_id)
             if job is None or job.stalled or job.status in (*stages, *_ENDED):

@@ -9,7 +9,6 @@ be closed to the user QEMU runs as.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import typing as t
@@ -18,8 +17,6 @@ from dataclasses import dataclass
 from .._errors import CommandFailed
 from .jobs import run_to_end
 from .session import Command, Session
-
-_NO_SUCH_NODE = "bos-00000000-flush"
 
 NODES = Command("query-named-block-nodes", {"flat": True})
 
@@ -153,9 +150,6 @@ async def attach_overlay(session: Session, image: OverlayImage, helper: str, bel
 async def flush(session: Session, node: str) -> None:
     """Have QEMU write out what it holds of an image in memory.
 
-    There is no command for that. But blockdev-snapshot begins with it, before it looks for the overlay, and fails
-    without having done anything else when there is none (measured with 7.2, 10.0 and 11.1: a killed QEMU leaves the
-    image whole after this, and torn without it).
+    There is no QMP command for that. (blockdev-snapshot begins with it, but not while a job has the node.)
     """
-    with contextlib.suppress(CommandFailed):
-        await session.command("blockdev-snapshot", node=node, overlay=_NO_SUCH_NODE)
+    await session.command("human-monitor-command", command_line=f"qemu-io {node} flush")

@@ -127,13 +127,23 @@ def _write_random(path: Path, nbytes: int, seed: int, offset: int) -> None:
         os.close(descriptor)
 
 
-def compare(a: str | Path, b: str | Path, fmt_a: str = "qcow2", fmt_b: str = "qcow2", strict: bool = False) -> bool:
+def compare(
+    a: str | Path,
+    b: str | Path,
+    fmt_a: str = "qcow2",
+    fmt_b: str = "qcow2",
+    *,
+    strict: bool = False,
+    shared: bool = False,
+) -> bool:
     """Do two images (whole chains) hold the same data? Never of a running VM: unflushed L2 tables
     look like differences.
 
-    ``strict`` makes different sizes a difference too.
+    ``strict`` makes different sizes a difference too. ``shared`` is for images that a QEMU keeps open for writing and no
+    longer writes to.
     """
     extra = ["-s"] if strict else []
+    extra += ["-U"] if shared else []
     done = run_tool("qemu-img", "compare", *extra, "-f", fmt_a, "-F", fmt_b, a, b, accept=(0, 1))
     return done.returncode == 0
 

@@ -248,7 +248,8 @@ class Chain(Shots):
             past = self.past[name]["vda"]
             reference = self.directory / "past.raw"
             reference.write_bytes(past)
-            assert images.compare(image, reference, "qcow2", "raw"), f"snapshot {name} ({image}) is spoilt"
+            # QEMU 10 and later keep an image open for writing that was streamed into in the middle of a chain.
+            assert images.compare(image, reference, "qcow2", "raw", shared=True), f"snapshot {name} ({image}) is spoilt"
             reference.unlink()
 
 

@@ -139,8 +139,8 @@ def compare(
     """Do two images (whole chains) hold the same data? Never of a running VM: unflushed L2 tables
     look like differences.
 
-    ``strict`` makes different sizes a difference too. ``shared`` is for images that a QEMU keeps open for writing and no
-    longer writes to.
+    ``strict`` makes different sizes a difference too. ``shared`` is for images that a QEMU keeps open for writing
+    and no longer writes to.
     """
     extra = ["-s"] if strict else []
     extra += ["-U"] if shared else []

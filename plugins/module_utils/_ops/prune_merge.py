@@ -26,7 +26,7 @@ from .._repository.manifest import DriveRecord, Manifest
 from .._repository.merge import Replacement
 from .._repository.names import MANIFEST
 from .._repository.store import VmStore
-from .backup_proof import proved
+from .backup_proof import proved, together
 from .prune_observe import busy
 from .prune_types import BecameBusy, MergeDiffers, MergeStep
 from .restore_images import check_headers, verify
@@ -116,11 +116,16 @@ async def _image(store: VmStore, replacement: Replacement, step: MergeStep, link
     header = read_header(path)
     if (header.backing_file, header.virtual_size) != (backing, record.virtual_size):
         raise MergeDiffers(drive=step.drive, backup=step.backup, reason="its header is another")
-    if not await qemu_img.compare(old, Image(path, "qcow2")):
-        raise MergeDiffers(drive=step.drive, backup=step.backup, reason="qemu-img compare found a difference")
-    digest = await proved(path)
+    # Beside each other: comparing waits for disks most of the time, hashing does not.
+    digest = (await together((proved(path), _compared(old, path, step))))[0]
     new = _record(record, step, size, digest)
     return Merged(new, os.stat(path).st_blocks * 512)
+
+
+async def _compared(old: Image, path: str, step: MergeStep) -> str:
+    if not await qemu_img.compare(old, Image(path, "qcow2")):
+        raise MergeDiffers(drive=step.drive, backup=step.backup, reason="qemu-img compare found a difference")
+    return path
 
 
 def _backing(step: MergeStep, links: t.Sequence[Link]) -> str | None:
